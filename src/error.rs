@@ -74,7 +74,12 @@ struct Inner {
 impl Error {
     /// A failure that the crate itself found.
     pub(crate) fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
-        Error(Box::new(Inner { kind, message: message.into(), path: None, source: None }))
+        Error(Box::new(Inner {
+            kind,
+            message: message.into(),
+            path: None,
+            source: None,
+        }))
     }
 
     /// A failed system call: `op` is a verb phrase such as `"create directory"`.
@@ -84,7 +89,9 @@ impl Error {
         e: io::Error,
     ) -> Self {
         let op = op.into();
-        Error::new(kind_of(&e), format!("cannot {op}")).with_path(path).with_source(e)
+        Error::new(kind_of(&e), format!("cannot {op}"))
+            .with_path(path)
+            .with_source(e)
     }
 
     /// Adds the path that the failure is about.
@@ -179,7 +186,10 @@ impl fmt::Debug for Error {
 
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.0.source.as_deref().map(|e| e as &(dyn StdError + 'static))
+        self.0
+            .source
+            .as_deref()
+            .map(|e| e as &(dyn StdError + 'static))
     }
 }
 

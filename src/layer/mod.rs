@@ -1,0 +1,5 @@
+//! What a layer is, read only: its format, its marks, and lookup over a stack of layers.
+
+mod format;
+
+pub use format::LayerFormat;

@@ -1,0 +1,67 @@
+//! How long calls report, and how they are stopped.
+
+use std::ops::ControlFlow;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// What a long call has done so far; the counters only grow within one call and [`Phase`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Progress {
+    /// What is being done.
+    pub phase: Phase,
+    /// Bytes read or written so far.
+    pub bytes: u64,
+    /// How many bytes there will be, where that is known.
+    pub total_bytes: Option<u64>,
+    /// Files, directories and other entries handled so far.
+    pub entries: u64,
+}
+
+/// The parts of a long call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Phase {
+    /// Reading and verifying an image's metadata and blobs.
+    Verify,
+    /// Unpacking a layer.
+    Apply,
+    /// Packing a layer.
+    Export,
+    /// Walking a layer: settling, counting, comparing.
+    Walk,
+    /// Deleting files.
+    Remove,
+}
+
+impl Progress {
+    pub(crate) fn new(phase: Phase) -> Self {
+        Progress {
+            phase,
+            bytes: 0,
+            total_bytes: None,
+            entries: 0,
+        }
+    }
+}
+
+/// The callback of a long call. It is called often, and on the calling thread; returning
+/// [`ControlFlow::Break`] rolls everything back and makes the call fail with
+/// [`ErrorKind::Cancelled`]. [`ignore_progress`] is one that does nothing.
+pub type ProgressFn<'a> = dyn FnMut(Progress) -> ControlFlow<()> + 'a;
+
+/// A progress callback that does nothing and never stops a call.
+pub fn ignore_progress(_: Progress) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+/// Reports, and turns a `Break` into the error that rolls the call back.
+pub(crate) fn report(callback: &mut ProgressFn<'_>, progress: Progress) -> Result<()> {
+    match callback(progress) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Error::new(
+            ErrorKind::Cancelled,
+            "stopped by the progress callback",
+        )),
+    }
+}

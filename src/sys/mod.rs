@@ -1,0 +1,4 @@
+//! The fence: the only place with `unsafe`, and the only importer of rustix, nix and libc.
+//!
+//! Calls take `AsFd` or a [`dir::Dir`] and a [`Name`](crate::Name), and give `OwnedFd` and
+//! `std::io::Result`; the caller adds what was tried and on what.
