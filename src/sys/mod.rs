@@ -2,3 +2,11 @@
 //!
 //! Calls take `AsFd` or a [`dir::Dir`] and a [`Name`](crate::Name), and give `OwnedFd` and
 //! `std::io::Result`; the caller adds what was tried and on what.
+#![allow(unsafe_code)]
+
+pub(crate) mod dir;
+pub(crate) mod lock;
+pub(crate) mod remove;
+pub(crate) mod resolve;
+pub(crate) mod stat;
+pub(crate) mod xattr;

@@ -1,0 +1,455 @@
+//! An owned directory descriptor, and the `*at` calls on it.
+//!
+//! Every call takes one [`Name`] and never follows a symlink in it. What is opened is opened with
+//! O_CLOEXEC. Calls that set attributes of a child do so without opening it, so that a fifo or a
+//! device is never touched.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::fs::{AtFlags, Mode, OFlags, RawDir, RenameFlags, Timespec, Timestamps};
+
+use super::stat::{self, FileType, Stat, Time};
+use crate::path::Name;
+
+/// An open directory.
+#[derive(Debug)]
+pub(crate) struct Dir(OwnedFd);
+
+/// One line of a listing. The type may be [`FileType::Unknown`].
+#[derive(Clone, Debug)]
+pub(crate) struct DirEntry {
+    pub(crate) name: Name,
+    pub(crate) file_type: FileType,
+}
+
+/// What a rename does where the new name exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnExisting {
+    /// Replaces it, as rename(2).
+    Replace,
+    /// Fails with EEXIST.
+    Fail,
+}
+
+/// What [`Dir::make_node`] makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Node {
+    Fifo,
+    Char { major: u32, minor: u32 },
+    Block { major: u32, minor: u32 },
+}
+
+impl AsFd for Dir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl TryFrom<OwnedFd> for Dir {
+    type Error = io::Error;
+
+    fn try_from(fd: OwnedFd) -> io::Result<Dir> {
+        if stat::fstat(&fd)?.is_dir() {
+            Ok(Dir(fd))
+        } else {
+            Err(io::ErrorKind::NotADirectory.into())
+        }
+    }
+}
+
+const DIR_FLAGS: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::CLOEXEC)
+    .union(OFlags::NOCTTY);
+
+impl Dir {
+    /// Opens a directory by an ordinary path, following symlinks: for roots that the caller names.
+    pub(crate) fn open(path: impl AsRef<Path>) -> io::Result<Dir> {
+        Ok(Dir(rustix::fs::open(
+            path.as_ref(),
+            DIR_FLAGS,
+            Mode::empty(),
+        )?))
+    }
+
+    /// A second descriptor of the same directory.
+    pub(crate) fn try_clone(&self) -> io::Result<Dir> {
+        Ok(Dir(self.0.try_clone()?))
+    }
+
+    /// Its own attributes.
+    pub(crate) fn stat(&self) -> io::Result<Stat> {
+        stat::fstat(&self.0)
+    }
+
+    /// Attributes of a child.
+    pub(crate) fn stat_at(&self, name: &Name) -> io::Result<Stat> {
+        stat::stat_at(&self.0, name.as_bytes())
+    }
+
+    /// Attributes of a child, or none if there is none of that name.
+    pub(crate) fn try_stat_at(&self, name: &Name) -> io::Result<Option<Stat>> {
+        match self.stat_at(name) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            // Longer than this file system's names can be: then it is not there.
+            Err(e) if e.raw_os_error() == Some(libc::ENAMETOOLONG) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Opens a child directory.
+    pub(crate) fn open_dir(&self, name: &Name) -> io::Result<Dir> {
+        let flags = DIR_FLAGS | OFlags::NOFOLLOW;
+        Ok(Dir(rustix::fs::openat(
+            &self.0,
+            name.as_bytes(),
+            flags,
+            Mode::empty(),
+        )?))
+    }
+
+    /// Opens the directory above. Whoever calls it must know that it is not the root of a layer.
+    pub(crate) fn open_parent(&self) -> io::Result<Dir> {
+        Ok(Dir(rustix::fs::openat(
+            &self.0,
+            c"..",
+            DIR_FLAGS,
+            Mode::empty(),
+        )?))
+    }
+
+    /// Opens a regular file for reading; anything else is refused without blocking on it.
+    pub(crate) fn open_file(&self, name: &Name) -> io::Result<File> {
+        self.open_regular(name, OFlags::RDONLY)
+    }
+
+    /// Opens a regular file for reading and writing.
+    pub(crate) fn open_file_rw(&self, name: &Name) -> io::Result<File> {
+        self.open_regular(name, OFlags::RDWR)
+    }
+
+    fn open_regular(&self, name: &Name, access: OFlags) -> io::Result<File> {
+        let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&self.0, name.as_bytes(), flags, Mode::empty())?;
+        if stat::fstat(&fd)?.is_file() {
+            Ok(File::from(fd))
+        } else {
+            Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "not a regular file",
+            ))
+        }
+    }
+
+    /// Creates a regular file that must not exist, open for reading and writing. The process's umask
+    /// applies to `mode`.
+    pub(crate) fn create_file(&self, name: &Name, mode: u32) -> io::Result<File> {
+        let flags =
+            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(mode);
+        Ok(File::from(rustix::fs::openat(
+            &self.0,
+            name.as_bytes(),
+            flags,
+            mode,
+        )?))
+    }
+
+    /// Opens a file for reading and writing, making it if it is not there.
+    pub(crate) fn open_or_create(&self, name: &Name, mode: u32) -> io::Result<File> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(mode);
+        Ok(File::from(rustix::fs::openat(
+            &self.0,
+            name.as_bytes(),
+            flags,
+            mode,
+        )?))
+    }
+
+    /// Makes a directory. The process's umask applies to `mode`.
+    pub(crate) fn make_dir(&self, name: &Name, mode: u32) -> io::Result<()> {
+        Ok(rustix::fs::mkdirat(
+            &self.0,
+            name.as_bytes(),
+            Mode::from_raw_mode(mode),
+        )?)
+    }
+
+    /// Makes a fifo or device. The process's umask applies to `mode`.
+    pub(crate) fn make_node(&self, name: &Name, node: Node, mode: u32) -> io::Result<()> {
+        let (file_type, device) = match node {
+            Node::Fifo => (rustix::fs::FileType::Fifo, 0),
+            Node::Char { major, minor } => (
+                rustix::fs::FileType::CharacterDevice,
+                rustix::fs::makedev(major, minor),
+            ),
+            Node::Block { major, minor } => (
+                rustix::fs::FileType::BlockDevice,
+                rustix::fs::makedev(major, minor),
+            ),
+        };
+        let mode = Mode::from_raw_mode(mode);
+        Ok(rustix::fs::mknodat(
+            &self.0,
+            name.as_bytes(),
+            file_type,
+            mode,
+            device,
+        )?)
+    }
+
+    /// Makes a symlink.
+    pub(crate) fn symlink(&self, target: &[u8], name: &Name) -> io::Result<()> {
+        Ok(rustix::fs::symlinkat(target, &self.0, name.as_bytes())?)
+    }
+
+    /// Makes `new` in `new_dir` another name of the file `old` here; a symlink is linked itself.
+    pub(crate) fn hard_link(&self, old: &Name, new_dir: &Dir, new: &Name) -> io::Result<()> {
+        let (old, new) = (old.as_bytes(), new.as_bytes());
+        Ok(rustix::fs::linkat(
+            &self.0,
+            old,
+            &new_dir.0,
+            new,
+            AtFlags::empty(),
+        )?)
+    }
+
+    /// Where a symlink points.
+    pub(crate) fn read_link(&self, name: &Name) -> io::Result<Vec<u8>> {
+        Ok(rustix::fs::readlinkat(&self.0, name.as_bytes(), Vec::new())?.into_bytes())
+    }
+
+    /// Removes a name that is not a directory's.
+    pub(crate) fn unlink(&self, name: &Name) -> io::Result<()> {
+        Ok(rustix::fs::unlinkat(
+            &self.0,
+            name.as_bytes(),
+            AtFlags::empty(),
+        )?)
+    }
+
+    /// Removes an empty directory.
+    pub(crate) fn remove_dir(&self, name: &Name) -> io::Result<()> {
+        Ok(rustix::fs::unlinkat(
+            &self.0,
+            name.as_bytes(),
+            AtFlags::REMOVEDIR,
+        )?)
+    }
+
+    /// Renames, within one file system.
+    pub(crate) fn rename(
+        &self,
+        old: &Name,
+        new_dir: &Dir,
+        new: &Name,
+        existing: OnExisting,
+    ) -> io::Result<()> {
+        let flags = match existing {
+            OnExisting::Replace => RenameFlags::empty(),
+            OnExisting::Fail => RenameFlags::NOREPLACE,
+        };
+        let (old, new) = (old.as_bytes(), new.as_bytes());
+        Ok(rustix::fs::renameat_with(
+            &self.0, old, &new_dir.0, new, flags,
+        )?)
+    }
+
+    /// Its entries but `.` and `..`, in no order. Reads on a descriptor of its own, from the start.
+    pub(crate) fn entries(&self) -> io::Result<Vec<DirEntry>> {
+        let fd = rustix::fs::openat(&self.0, c".", DIR_FLAGS, Mode::empty())?;
+        let mut buffer = [MaybeUninit::<u8>::uninit(); 32 * 1024];
+        let mut listing = RawDir::new(fd, &mut buffer);
+        let mut entries = Vec::new();
+        while let Some(entry) = listing.next() {
+            let entry = entry?;
+            let bytes = entry.file_name().to_bytes();
+            if bytes == b"." || bytes == b".." {
+                continue;
+            }
+            let name =
+                Name::new(bytes).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+            entries.push(DirEntry {
+                name,
+                file_type: entry.file_type().into(),
+            });
+        }
+        Ok(entries)
+    }
+
+    /// Whether it has no entries.
+    pub(crate) fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.entries()?.is_empty())
+    }
+
+    /// Sets the owner of a child, symlinks themselves included. Clears setuid and setgid of files.
+    pub(crate) fn chown_at(&self, name: &Name, uid: u32, gid: u32) -> io::Result<()> {
+        let (uid, gid) = (
+            rustix::fs::Uid::from_raw(uid),
+            rustix::fs::Gid::from_raw(gid),
+        );
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        Ok(rustix::fs::chownat(
+            &self.0,
+            name.as_bytes(),
+            Some(uid),
+            Some(gid),
+            flags,
+        )?)
+    }
+
+    /// Sets the mode of a child that is not a symlink; a symlink there is refused, not followed.
+    pub(crate) fn chmod_at(&self, name: &Name, mode: u32) -> io::Result<()> {
+        match fchmodat2_nofollow(self.as_fd(), name, mode) {
+            // Before Linux 6.6. The descriptor pins the file; the link in /proc is to just that one.
+            Err(e) if e.raw_os_error() == Some(libc::ENOSYS) => {
+                let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let fd = rustix::fs::openat(&self.0, name.as_bytes(), flags, Mode::empty())?;
+                if stat::fstat(&fd)?.file_type == FileType::Symlink {
+                    return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+                }
+                let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+                Ok(rustix::fs::chmod(link, Mode::from_raw_mode(mode))?)
+            }
+            done => done,
+        }
+    }
+
+    /// Sets the times of a child, symlinks themselves included.
+    pub(crate) fn set_times_at(&self, name: &Name, atime: Time, mtime: Time) -> io::Result<()> {
+        let times = timestamps(atime, mtime);
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        Ok(rustix::fs::utimensat(
+            &self.0,
+            name.as_bytes(),
+            &times,
+            flags,
+        )?)
+    }
+
+    /// Waits until the directory itself (its names) is on disk.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        Ok(rustix::fs::fsync(&self.0)?)
+    }
+
+    /// Waits until the whole file system that holds it is on disk.
+    pub(crate) fn sync_file_system(&self) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(&self.0)?)
+    }
+}
+
+fn fchmodat2_nofollow(dir: BorrowedFd<'_>, name: &Name, mode: u32) -> io::Result<()> {
+    let name = std::ffi::CString::new(name.as_bytes())?;
+    // SAFETY: the descriptor and the C string live through the call, which writes no memory.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_fchmodat2,
+            dir.as_raw_fd(),
+            name.as_ptr(),
+            mode,
+            libc::AT_SYMLINK_NOFOLLOW,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+fn timestamps(atime: Time, mtime: Time) -> Timestamps {
+    let spec = |t: Time| Timespec {
+        tv_sec: t.secs,
+        tv_nsec: t.nanos.into(),
+    };
+    Timestamps {
+        last_access: spec(atime),
+        last_modification: spec(mtime),
+    }
+}
+
+/// Sets owner, mode and times through an open descriptor, which must not be an O_PATH one.
+pub(crate) fn fchown(fd: impl AsFd, uid: u32, gid: u32) -> io::Result<()> {
+    let (uid, gid) = (
+        rustix::fs::Uid::from_raw(uid),
+        rustix::fs::Gid::from_raw(gid),
+    );
+    Ok(rustix::fs::fchown(fd, Some(uid), Some(gid))?)
+}
+
+/// Sets the mode, setuid, setgid and sticky bits included.
+pub(crate) fn fchmod(fd: impl AsFd, mode: u32) -> io::Result<()> {
+    Ok(rustix::fs::fchmod(fd, Mode::from_raw_mode(mode))?)
+}
+
+/// Sets access and modification time.
+pub(crate) fn set_times(fd: impl AsFd, atime: Time, mtime: Time) -> io::Result<()> {
+    Ok(rustix::fs::futimens(fd, &timestamps(atime, mtime))?)
+}
+
+/// The path by which other processes' tools see an open file, for messages and for calls that take
+/// only paths.
+pub(crate) fn proc_path(fd: impl AsFd, name: Option<&Name>) -> std::path::PathBuf {
+    let mut path = std::path::PathBuf::from(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()));
+    if let Some(name) = name {
+        path.push(OsStr::from_bytes(name.as_bytes()));
+    }
+    path
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(s: &str) -> Name {
+        Name::new(s).unwrap()
+    }
+
+    #[test]
+    fn attributes_of_a_link_are_its_own() {
+        let tmp = tempfile::tempdir().unwrap();
+        std::fs::write(tmp.path().join("file"), "x").unwrap();
+        let dir = Dir::open(tmp.path()).unwrap();
+        dir.symlink(b"file", &name("link")).unwrap();
+        let before = dir.stat_at(&name("file")).unwrap();
+        let time = Time { secs: -5, nanos: 7 };
+        dir.set_times_at(&name("link"), time, time).unwrap();
+        assert!(dir.chmod_at(&name("link"), 0o777).is_err());
+        assert_eq!(dir.stat_at(&name("link")).unwrap().mtime, time);
+        assert_eq!(dir.stat_at(&name("file")).unwrap().mtime, before.mtime);
+        assert_eq!(dir.stat_at(&name("file")).unwrap().mode, before.mode);
+        dir.chmod_at(&name("file"), 0o4711).unwrap();
+        assert_eq!(dir.stat_at(&name("file")).unwrap().mode, 0o4711);
+    }
+
+    #[test]
+    fn a_fifo_or_link_is_not_opened_as_a_file() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = Dir::open(tmp.path()).unwrap();
+        dir.make_node(&name("fifo"), Node::Fifo, 0o600).unwrap();
+        dir.symlink(b"/etc/passwd", &name("link")).unwrap();
+        assert!(dir.open_file(&name("fifo")).is_err());
+        assert!(dir.open_file(&name("link")).is_err());
+        assert!(dir.open_dir(&name("link")).is_err());
+    }
+
+    #[test]
+    fn lists_again_from_the_start() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = Dir::open(tmp.path()).unwrap();
+        for i in 0..1000 {
+            dir.create_file(&name(&format!("f{i}")), 0o600).unwrap();
+        }
+        assert_eq!(dir.entries().unwrap().len(), 1000);
+        assert_eq!(dir.entries().unwrap().len(), 1000);
+    }
+}
