@@ -11,9 +11,13 @@
 
 mod digest;
 mod error;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod layer;
 mod path;
 mod progress;
+mod store;
 mod sys;
 
 pub use digest::{ChainId, DiffId, Digest};
@@ -21,3 +25,4 @@ pub use error::{Error, ErrorKind, Result};
 pub use layer::LayerFormat;
 pub use path::{NAME_MAX, Name, RelPath};
 pub use progress::{Phase, Progress, ProgressFn, ignore_progress};
+pub use store::Filter;
