@@ -38,7 +38,9 @@ pub(crate) enum DotWh {
 /// Reads a name as AUFS and OCI do.
 pub(crate) fn decode_name(name: &Name) -> DotWh {
     let bytes = name.as_bytes();
-    let Some(rest) = bytes.strip_prefix(WHITEOUT_PREFIX) else { return DotWh::Plain };
+    let Some(rest) = bytes.strip_prefix(WHITEOUT_PREFIX) else {
+        return DotWh::Plain;
+    };
     if bytes == OPAQUE_NAME {
         return DotWh::Opaque;
     }
@@ -74,7 +76,11 @@ pub(crate) enum Mark {
 pub(crate) fn decode(format: LayerFormat, name: &Name, stat: &Stat) -> Mark {
     match format {
         LayerFormat::OverlayTrusted | LayerFormat::OverlayUser => {
-            if is_zero_device(stat) { Mark::Whiteout(name.clone()) } else { Mark::None }
+            if is_zero_device(stat) {
+                Mark::Whiteout(name.clone())
+            } else {
+                Mark::None
+            }
         }
         LayerFormat::Aufs => match decode_name(name) {
             DotWh::Plain => Mark::None,
@@ -153,7 +159,9 @@ fn opaque_name() -> io::Result<Name> {
 }
 
 fn xattr_key(format: LayerFormat, suffix: &str) -> Option<String> {
-    format.xattr_prefix().map(|prefix| format!("{prefix}{suffix}"))
+    format
+        .xattr_prefix()
+        .map(|prefix| format!("{prefix}{suffix}"))
 }
 
 /// Where a directory's contents in lower layers are to be found.
@@ -190,7 +198,9 @@ pub(crate) fn encode_redirect(redirect: &Redirect) -> Vec<u8> {
 /// # Errors
 /// EIO for a malformed one.
 pub(crate) fn redirect(format: LayerFormat, dir: &Dir) -> io::Result<Option<Redirect>> {
-    let Some(key) = xattr_key(format, "redirect") else { return Ok(None) };
+    let Some(key) = xattr_key(format, "redirect") else {
+        return Ok(None);
+    };
     match xattr::get(Of::dir(dir), key.as_bytes())? {
         None => Ok(None),
         Some(value) => match decode_redirect(&value) {
@@ -203,17 +213,24 @@ pub(crate) fn redirect(format: LayerFormat, dir: &Dir) -> io::Result<Option<Redi
 /// Whether an entry's data or place is still in a lower layer: it has a `redirect` or `metacopy`
 /// mark, so that its layer is not settled.
 pub(crate) fn refers_below(format: LayerFormat, of: Of<'_>) -> io::Result<bool> {
-    let Some(prefix) = format.xattr_prefix() else { return Ok(false) };
+    let Some(prefix) = format.xattr_prefix() else {
+        return Ok(false);
+    };
     Ok(xattr::list(of)?.iter().any(|key| {
-        key.strip_prefix(prefix.as_bytes()).is_some_and(|s| s == b"redirect" || s == b"metacopy")
+        key.strip_prefix(prefix.as_bytes())
+            .is_some_and(|s| s == b"redirect" || s == b"metacopy")
     }))
 }
 
 /// Whether an xattr belongs to a union file system, of whatever format or implementation: such are
 /// never taken from an archive nor put into one.
 pub(crate) fn is_union_xattr(key: &[u8]) -> bool {
-    const PREFIXES: [&[u8]; 4] =
-        [b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs.", b"user.containers.override_"];
+    const PREFIXES: [&[u8]; 4] = [
+        b"trusted.overlay.",
+        b"user.overlay.",
+        b"user.fuseoverlayfs.",
+        b"user.containers.override_",
+    ];
     PREFIXES.iter().any(|prefix| key.starts_with(prefix))
 }
 
@@ -297,7 +314,10 @@ mod tests {
         let mark = name(".wh.x");
         let stat = dir.stat_at(&mark).unwrap();
         assert!(!is_opaque(LayerFormat::OverlayTrusted, &dir).unwrap());
-        assert_eq!(decode(LayerFormat::OverlayTrusted, &mark, &stat), Mark::None);
+        assert_eq!(
+            decode(LayerFormat::OverlayTrusted, &mark, &stat),
+            Mark::None
+        );
         assert!(!is_opaque(LayerFormat::Aufs, &dir).unwrap());
     }
 }
