@@ -12,6 +12,7 @@ use std::io;
 use super::LayerFormat;
 use crate::path::{Name, RelPath};
 use crate::sys::dir::{Dir, Node};
+use crate::sys::errno;
 use crate::sys::stat::{FileType, Stat};
 use crate::sys::xattr::{self, Of};
 
@@ -144,8 +145,7 @@ pub(crate) fn make_whiteout(format: LayerFormat, dir: &Dir, name: &Name) -> io::
             dir.make_node(name, Node::Char { major: 0, minor: 0 }, 0)
         }
         LayerFormat::Aufs => {
-            let mark = whiteout_name(name)
-                .ok_or_else(|| io::Error::from_raw_os_error(libc::ENAMETOOLONG))?;
+            let mark = whiteout_name(name).ok_or_else(|| errno::name_too_long())?;
             match dir.create_file(&mark, 0o444) {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
                 done => done.map(drop),
@@ -205,7 +205,7 @@ pub(crate) fn redirect(format: LayerFormat, dir: &Dir) -> io::Result<Option<Redi
         None => Ok(None),
         Some(value) => match decode_redirect(&value) {
             Some(redirect) => Ok(Some(redirect)),
-            None => Err(io::Error::from_raw_os_error(libc::EIO)),
+            None => Err(errno::eio()),
         },
     }
 }

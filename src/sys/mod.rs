@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 pub(crate) mod dir;
+pub(crate) mod errno;
 pub(crate) mod lock;
 pub(crate) mod remove;
 pub(crate) mod resolve;

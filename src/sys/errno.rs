@@ -1,0 +1,14 @@
+//! The few error numbers that code outside the fence makes or tells apart, where
+//! `std::io::ErrorKind` has no name for them.
+
+use std::io;
+
+/// An input/output error: also what the kernel's overlayfs answers on damaged marks.
+pub(crate) fn eio() -> io::Error {
+    io::Error::from_raw_os_error(libc::EIO)
+}
+
+/// A name longer than the file system takes.
+pub(crate) fn name_too_long() -> io::Error {
+    io::Error::from_raw_os_error(libc::ENAMETOOLONG)
+}
