@@ -100,6 +100,15 @@ impl Error {
         self
     }
 
+    /// Adds the path where the error names none yet.
+    pub(crate) fn with_path_if_none(self, path: impl AsRef<Path>) -> Self {
+        if self.0.path.is_some() {
+            self
+        } else {
+            self.with_path(path)
+        }
+    }
+
     /// Adds the cause.
     pub(crate) fn with_source(mut self, e: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.0.source = Some(e.into());

@@ -22,7 +22,12 @@ mod sys;
 
 pub use digest::{ChainId, DiffId, Digest};
 pub use error::{Error, ErrorKind, Result};
-pub use layer::LayerFormat;
+pub use layer::{LayerFormat, Usage};
 pub use path::{NAME_MAX, Name, RelPath};
 pub use progress::{Phase, Progress, ProgressFn, ignore_progress};
-pub use store::Filter;
+pub use store::{
+    CheckReport, CommitOptions, Durability, Filter, GcReport, ImageRecord, Info, Kind, Labels,
+    Problem, Store, StoreOptions,
+};
+#[doc(hidden)]
+pub use store::{DurablePoint, DurablePointHook};

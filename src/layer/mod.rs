@@ -3,5 +3,8 @@
 mod format;
 pub(crate) mod marks;
 pub(crate) mod stack;
+pub(crate) mod usage;
+pub(crate) mod walk;
 
 pub use format::LayerFormat;
+pub use usage::Usage;

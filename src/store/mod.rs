@@ -1,6 +1,190 @@
 //! The store: the facade that embedders use, over snapshots, their metadata and their mounts.
+//!
+//! # How an operation becomes durable
+//! An intent row gives the id (lazily: it may be lost) -> the files are made in `staging/` -> renamed
+//! into `snapshots/<id>` -> the file system is synced, data and names in one -> the row is committed.
+//! A directory without a row is garbage; a row without its directory never happens. Removal goes the
+//! other way: the row first, then the files. So prepare and commit wait for the disk twice, remove
+//! once.
+//!
+//! # Locks, in the order in which they are taken
+//! 1. the root directory's: while a store is opened or created;
+//! 2. `staging/`'s: shared while an entry is made, exclusive while abandoned ones are looked for;
+//! 3. a snapshot directory's (`hold`): exclusive while it is made, mounted, committed or removed,
+//!    shared while something long is made on top of it;
+//! 4. `blobs/sha256`'s: shared while an image is written, exclusive while unused blobs are removed;
+//! 5. the database's, last and shortest: no file is touched under it.
+//!
+//! None but 1 and 2 is waited for: who finds another taken gives [`ErrorKind::Busy`].
 
+mod blobs;
+mod check;
+mod commit;
+mod content;
+mod durability;
 mod filter;
+mod gc;
+mod hold;
+mod images;
+mod labels;
+mod layout;
+mod metadata;
+mod prepare;
+mod remove;
+mod snapshot;
+mod staging;
 
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::layer::LayerFormat;
+
+pub use check::{CheckReport, Problem};
+pub use durability::{Durability, DurablePoint, DurablePointHook};
 pub(crate) use filter::Fields;
 pub use filter::Filter;
+pub use gc::GcReport;
+pub use images::ImageRecord;
+pub use snapshot::{CommitOptions, Info, Kind, Labels};
+
+use durability::Waits;
+use layout::Layout;
+use metadata::{Metadata, Sync, Tx};
+
+/// How a store is opened.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct StoreOptions {
+    /// Whether to create the store where there is none; the default is true.
+    pub create: bool,
+    /// The format of a new store's layers, and what an existing store must have. The default, none,
+    /// is [`LayerFormat::OverlayTrusted`] for new stores where this process may use it, else
+    /// [`LayerFormat::OverlayUser`]; existing stores have the one they were made with.
+    pub format: Option<LayerFormat>,
+    /// Whether calls wait until the disk has what they did; the default is that they do.
+    pub durability: Durability,
+    /// Where rows of mounts are kept; the default, none, is `run` in the store. Give a directory that
+    /// is empty after a reboot, such as one in `/run`, and the same to every process.
+    pub run_dir: Option<PathBuf>,
+    /// How long to wait for another process's transaction; the default is 10 seconds.
+    pub busy_timeout: Duration,
+    #[doc(hidden)]
+    pub on_durable_point: Option<DurablePointHook>,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        StoreOptions {
+            create: true,
+            format: None,
+            durability: Durability::Full,
+            run_dir: None,
+            busy_timeout: Duration::from_secs(10),
+            on_durable_point: None,
+        }
+    }
+}
+
+impl StoreOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        StoreOptions::default()
+    }
+}
+
+/// A store of snapshots in a directory.
+///
+/// Several processes, and several handles in one, may use the same store at once. A handle may be
+/// shared between threads; it must not be used across a fork.
+#[derive(Debug)]
+pub struct Store {
+    layout: Layout,
+    metadata: Metadata,
+    waits: Waits,
+    run_dir: PathBuf,
+}
+
+impl Store {
+    /// Opens the store in the directory `root`, and creates it if there is none and the options allow.
+    /// What a crash left half done is swept away, as far as no living process is at it.
+    ///
+    /// # Errors
+    /// - [`ErrorKind::NotFound`]: there is none, and it was not to be created.
+    /// - [`ErrorKind::FailedPrecondition`]: the directory holds other things.
+    /// - [`ErrorKind::Incompatible`]: written by a newer version, or its marks cannot be read by this
+    ///   process, on this file system.
+    /// - [`ErrorKind::Corrupt`], [`ErrorKind::Busy`], [`ErrorKind::NoSpace`], [`ErrorKind::ReadOnly`].
+    pub fn open(root: impl AsRef<Path>, options: StoreOptions) -> Result<Store> {
+        let (layout, lock) = Layout::open(root.as_ref(), options.create, options.format)?;
+        let database = layout.path.join("metadata.db");
+        let open = || Metadata::open(&database, options.busy_timeout);
+        let metadata = match open() {
+            // SQLite needs a little room even to read.
+            Err(e) if e.kind() == ErrorKind::NoSpace || e.kind() == ErrorKind::Io => {
+                if !layout.release_reserve()? {
+                    return Err(e);
+                }
+                open()?
+            }
+            opened => opened?,
+        };
+        layout.fill_reserve()?;
+        let run_dir = options.run_dir.unwrap_or_else(|| layout.path.join("run"));
+        drop(lock);
+        let waits = Waits {
+            durability: options.durability,
+            hook: options.on_durable_point,
+        };
+        let store = Store {
+            layout,
+            metadata,
+            waits,
+            run_dir,
+        };
+        match store.sweep() {
+            // A full or read-only disk is no reason not to open: `remove` must work.
+            Err(e) if matches!(e.kind(), ErrorKind::NoSpace | ErrorKind::ReadOnly) => {
+                tracing::warn!(error = %e, "leftovers of interrupted operations are not swept");
+            }
+            done => done?,
+        }
+        Ok(store)
+    }
+
+    /// The directory, made absolute.
+    pub fn root(&self) -> &Path {
+        &self.layout.path
+    }
+
+    /// The format of the store's layers.
+    pub fn format(&self) -> LayerFormat {
+        self.layout.format
+    }
+
+    /// A durable change of the metadata; on a full disk the reserve is given up for it.
+    fn durably<T>(&self, change: impl Fn(&Tx<'_>) -> Result<T>) -> Result<T> {
+        let attempt = || self.waits.transaction(&self.metadata, &change);
+        match attempt() {
+            Err(e) if e.kind() == ErrorKind::NoSpace && self.layout.release_reserve()? => attempt(),
+            done => done,
+        }
+    }
+
+    /// A change of the metadata that may be lost with the power.
+    fn lazily<T>(&self, change: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {
+        self.metadata.write(Sync::Lazy, change)
+    }
+}
+
+/// The error for a snapshot of the wrong kind.
+fn wrong_kind(info: &Info, needed: &str) -> Error {
+    Error::new(
+        ErrorKind::FailedPrecondition,
+        format!(
+            "{:?} is {} snapshot: {needed}",
+            info.key,
+            info.kind.with_article()
+        ),
+    )
+}

@@ -51,6 +51,12 @@ impl AsFd for Dir {
     }
 }
 
+impl From<Dir> for OwnedFd {
+    fn from(dir: Dir) -> OwnedFd {
+        dir.0
+    }
+}
+
 impl TryFrom<OwnedFd> for Dir {
     type Error = io::Error;
 
@@ -78,7 +84,17 @@ impl Dir {
         )?))
     }
 
-    /// A second descriptor of the same directory.
+    /// Opens the same directory once more: a descriptor with a position and locks of its own.
+    pub(crate) fn reopen(&self) -> io::Result<Dir> {
+        Ok(Dir(rustix::fs::openat(
+            &self.0,
+            c".",
+            DIR_FLAGS,
+            Mode::empty(),
+        )?))
+    }
+
+    /// A second descriptor of the same open directory, which shares its position and locks.
     pub(crate) fn try_clone(&self) -> io::Result<Dir> {
         Ok(Dir(self.0.try_clone()?))
     }
@@ -266,7 +282,7 @@ impl Dir {
 
     /// Its entries but `.` and `..`, in no order. Reads on a descriptor of its own, from the start.
     pub(crate) fn entries(&self) -> io::Result<Vec<DirEntry>> {
-        let fd = rustix::fs::openat(&self.0, c".", DIR_FLAGS, Mode::empty())?;
+        let fd = self.reopen()?;
         let mut buffer = [MaybeUninit::<u8>::uninit(); 32 * 1024];
         let mut listing = RawDir::new(fd, &mut buffer);
         let mut entries = Vec::new();

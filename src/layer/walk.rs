@@ -1,0 +1,166 @@
+//! A walk over one layer's directory, by descriptor, following nothing.
+//!
+//! A directory comes before its contents, names in byte order. Depth is bounded by nothing: of the
+//! directories on the way down only the last [`OPEN_DIRS`] stay open, those above are opened again
+//! through `..` and must then be the same.
+
+use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::path::{Name, RelPath};
+use crate::sys::dir::Dir;
+use crate::sys::stat::Stat;
+
+/// How many directories are held open at once.
+const OPEN_DIRS: usize = 32;
+
+/// One entry.
+#[derive(Debug)]
+pub(crate) struct Visit<'a> {
+    /// Its path from the root of the walk.
+    pub(crate) path: &'a RelPath,
+    /// The directory that holds it.
+    pub(crate) dir: &'a Dir,
+    pub(crate) name: &'a Name,
+    pub(crate) stat: &'a Stat,
+}
+
+/// Whether to go into the directory just visited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Descend {
+    Into,
+    Past,
+}
+
+struct Frame {
+    dir: Option<Dir>,
+    identity: (u64, u64),
+    names: std::vec::IntoIter<Name>,
+}
+
+impl Frame {
+    fn new(dir: Dir, path: &RelPath) -> Result<Frame> {
+        let stat = dir.stat().at("look at directory", path)?;
+        let mut names: Vec<Name> = dir
+            .entries()
+            .at("list", path)?
+            .into_iter()
+            .map(|e| e.name)
+            .collect();
+        names.sort_unstable();
+        Ok(Frame {
+            identity: (stat.dev, stat.ino),
+            dir: Some(dir),
+            names: names.into_iter(),
+        })
+    }
+}
+
+/// Visits everything below `root`, not `root` itself; an error from `visit` ends the walk. Names that
+/// vanish while the walk is under way are passed over.
+pub(crate) fn walk(root: &Dir, visit: &mut dyn FnMut(Visit<'_>) -> Result<Descend>) -> Result<()> {
+    let mut path = RelPath::ROOT;
+    let mut frames = vec![Frame::new(
+        root.try_clone().at("open", "the root of a layer")?,
+        &path,
+    )?];
+    while let Some(frame) = frames.last_mut() {
+        let Some(name) = frame.names.next() else {
+            let done = frames.pop();
+            if let (Some(above), Some(done)) = (frames.last_mut(), done) {
+                reopen(above, done, &path)?;
+            }
+            path.pop();
+            continue;
+        };
+        let Some(dir) = &frame.dir else { continue };
+        path.push(&name);
+        let stat = match dir.stat_at(&name) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                path.pop();
+                continue;
+            }
+            stat => stat.at("look at", &path)?,
+        };
+        let descend = visit(Visit {
+            path: &path,
+            dir,
+            name: &name,
+            stat: &stat,
+        })?;
+        if descend == Descend::Past || !stat.is_dir() {
+            path.pop();
+            continue;
+        }
+        let child = dir.open_dir(&name).at("open directory", &path)?;
+        frames.push(Frame::new(child, &path)?);
+        if let Some(high) = frames.len().checked_sub(OPEN_DIRS.saturating_add(1))
+            && let Some(frame) = frames.get_mut(high)
+        {
+            frame.dir = None;
+        }
+    }
+    Ok(())
+}
+
+/// Gives the frame above its directory back.
+fn reopen(above: &mut Frame, done: Frame, path: &RelPath) -> Result<()> {
+    let (None, Some(below)) = (&above.dir, done.dir) else {
+        return Ok(());
+    };
+    let dir = below.open_parent().at("open the directory above", path)?;
+    let stat = dir.stat().at("look at the directory above", path)?;
+    if (stat.dev, stat.ino) != above.identity {
+        return Err(Error::new(
+            ErrorKind::Busy,
+            "a directory was moved while it was being walked: something else is writing to the layer",
+        )
+        .with_path(path));
+    }
+    above.dir = Some(dir);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn paths(root: &std::path::Path) -> Vec<String> {
+        let mut paths = Vec::new();
+        walk(&Dir::open(root).unwrap(), &mut |v| {
+            paths.push(v.path.as_path().to_str().unwrap().to_owned());
+            Ok(if v.name.as_bytes() == b"past" {
+                Descend::Past
+            } else {
+                Descend::Into
+            })
+        })
+        .unwrap();
+        paths
+    }
+
+    #[test]
+    fn directories_come_before_their_contents_in_byte_order() {
+        let tmp = tempfile::tempdir().unwrap();
+        for path in ["b/x", "a/y/z", "past/hidden"] {
+            fs::create_dir_all(tmp.path().join(path)).unwrap();
+        }
+        std::os::unix::fs::symlink("a", tmp.path().join("link")).unwrap();
+        assert_eq!(
+            paths(tmp.path()),
+            ["a", "a/y", "a/y/z", "b", "b/x", "link", "past"]
+        );
+    }
+
+    #[test]
+    fn depth_is_no_limit() {
+        let tmp = tempfile::tempdir().unwrap();
+        let mut dir = Dir::open(tmp.path()).unwrap();
+        let name = Name::new("d").unwrap();
+        for _ in 0..1500 {
+            dir.create_file(&Name::new("e").unwrap(), 0o600).unwrap();
+            dir.make_dir(&name, 0o700).unwrap();
+            dir = dir.open_dir(&name).unwrap();
+        }
+        assert_eq!(paths(tmp.path()).len(), 3000);
+    }
+}

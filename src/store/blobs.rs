@@ -1,0 +1,63 @@
+//! Blobs: small files named by their SHA-256, kept byte for byte.
+
+use std::io::{Read, Write};
+
+use super::layout::name;
+use super::{Store, staging};
+use crate::digest::Digest;
+use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::sys::dir::OnExisting;
+
+/// The largest blob that is read, in bytes: manifests and configurations are far smaller.
+const BLOB_MAX: u64 = 64 << 20;
+
+impl Store {
+    /// Writes a blob; data and name are on disk with the next sync of the file system.
+    pub(super) fn write_blob(&self, bytes: &[u8]) -> Result<Digest> {
+        let digest = Digest::of(bytes);
+        let (target, blobs) = (name(&digest.hex())?, &self.layout.blobs);
+        let at = self.layout.path.join("blobs/sha256").join(digest.hex());
+        if self.blob(&digest).is_ok() {
+            return Ok(digest);
+        }
+        let temp = name(&format!("new-{:016x}", staging::random()))?;
+        let write = || -> std::io::Result<()> {
+            blobs.create_file(&temp, 0o600)?.write_all(bytes)?;
+            blobs.rename(&temp, blobs, &target, OnExisting::Replace)
+        };
+        if let Err(e) = write() {
+            if let Err(e) = blobs.unlink(&temp) {
+                tracing::debug!(error = %e, "no temporary blob to remove");
+            }
+            return Err(Error::io("write blob", at, e));
+        }
+        Ok(digest)
+    }
+
+    /// Reads a blob, and verifies it.
+    ///
+    /// # Errors
+    /// - [`ErrorKind::NotFound`].
+    /// - [`ErrorKind::DigestMismatch`]: it was damaged on disk.
+    pub fn blob(&self, digest: &Digest) -> Result<Vec<u8>> {
+        let at = self.layout.path.join("blobs/sha256").join(digest.hex());
+        let mut bytes = Vec::new();
+        let file = self
+            .layout
+            .blobs
+            .open_file(&name(&digest.hex())?)
+            .at("open blob", &at)?;
+        file.take(BLOB_MAX)
+            .read_to_end(&mut bytes)
+            .at("read blob", &at)?;
+        if Digest::of(&bytes) == *digest {
+            Ok(bytes)
+        } else {
+            Err(Error::new(
+                ErrorKind::DigestMismatch,
+                "blob is damaged: import its image again",
+            )
+            .with_path(at))
+        }
+    }
+}

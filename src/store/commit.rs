@@ -1,0 +1,186 @@
+//! Settling a snapshot, and committing it.
+//!
+//! A settled layer refers to nothing below it (no redirect, no metacopy), and its usage is known. The
+//! note that a snapshot is settled goes when it is handed out for mounting; mounts that outlive the
+//! settling are their owner's to take down first.
+
+use super::metadata::Row;
+use super::prepare::committed_parent;
+use super::snapshot::{CommitOptions, Info, Kind, check_key};
+use super::{Store, layout, staging, wrong_kind};
+use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::layer::marks::{self, Mark};
+use crate::layer::usage::Counter;
+use crate::layer::walk::{Descend, walk};
+use crate::layer::{LayerFormat, Usage};
+use crate::progress::{Phase, Progress, ProgressFn, ignore_progress, report};
+use crate::sys::dir::Dir;
+use crate::sys::lock::Sharing;
+use crate::sys::xattr::Of;
+
+impl Store {
+    /// Walks an active snapshot's layer, makes sure that it stands on its own, and notes what it
+    /// takes on disk, so that [`Store::commit`] need not. Gives that usage.
+    ///
+    /// # Errors
+    /// - [`ErrorKind::FailedPrecondition`]: not an active snapshot; or a file or directory in it has
+    ///   its data or contents in a lower layer, as overlayfs leaves it under `metacopy` or
+    ///   `redirect_dir`.
+    pub fn settle(&self, key: &str, progress: &mut ProgressFn<'_>) -> Result<Usage> {
+        let row = self.active(key, "only an active one can be settled")?;
+        let hold = self.try_hold(row.id, Sharing::Exclusive)?;
+        let settled = self.inspect(&row, progress)?;
+        // While it is mounted it may change again.
+        if hold.is_some() {
+            self.durably(|tx| match tx.find(key)? {
+                Some(now) if now.id == row.id => tx.set_settled(row.id, Some(settled)),
+                _ => Err(gone(key)),
+            })?;
+        }
+        Ok(settled.0)
+    }
+
+    /// Makes an active snapshot immutable, under the name `name`; the key is free afterwards.
+    ///
+    /// Settles first, if [`Store::settle`] was not called after the last mount. Legal while mounted,
+    /// as in containerd; writes that come later are then part of the committed layer.
+    ///
+    /// # Errors
+    /// - [`ErrorKind::AlreadyExists`]: the name is in use; the active snapshot stays.
+    /// - [`ErrorKind::NotFound`]: there is no such key, or no such new parent.
+    /// - [`ErrorKind::FailedPrecondition`]: the key is a view or committed; the new parent is not
+    ///   committed; the layer cannot be settled.
+    /// - [`ErrorKind::InvalidArgument`]: a new parent for a snapshot that has one.
+    pub fn commit(&self, name: &str, key: &str, options: CommitOptions) -> Result<Info> {
+        check_key(name)?;
+        let row = self.active(key, "only an active one can be committed")?;
+        self.metadata.read(|tx| {
+            tx.free_key(name)?;
+            new_parent(tx, &row, options.parent.as_deref()).map(drop)
+        })?;
+        let hold = self.try_hold(row.id, Sharing::Exclusive)?;
+        let settled = match (row.settled, row.info.usage, row.has_marks) {
+            (true, Some(usage), Some(has_marks)) => (usage, has_marks),
+            _ => self.inspect(&row, &mut ignore_progress)?,
+        };
+        self.waits.sync_files(&self.layout.root)?;
+        let info = self.durably(|tx| {
+            let row = match tx.find(key)? {
+                Some(now) if now.id == row.id && now.info.kind == Kind::Active => now,
+                _ => return Err(gone(key)),
+            };
+            let parent = new_parent(tx, &row, options.parent.as_deref())?;
+            tx.commit_as(&row, name, parent, &options.labels, settled)?;
+            Ok(tx.get(name)?.info)
+        })?;
+        if hold.is_some() {
+            self.drop_workdir(row.id);
+        }
+        Ok(info)
+    }
+
+    /// The snapshot, which must be active.
+    pub(super) fn active(&self, key: &str, needed: &str) -> Result<Row> {
+        let row = self.metadata.read(|tx| tx.get(key))?;
+        if row.info.kind == Kind::Active {
+            Ok(row)
+        } else {
+            Err(wrong_kind(&row.info, needed))
+        }
+    }
+
+    /// What a committed layer's workdir still takes; failing costs nothing but that.
+    pub(super) fn drop_workdir(&self, id: i64) {
+        let dropped = self
+            .layout
+            .snapshot_dir(id)
+            .and_then(|dir| staging::discard(&self.layout, &dir, &layout::name("work")?));
+        if let Err(e) = dropped {
+            tracing::warn!(id, error = %e, "the workdir of a committed snapshot is left for gc");
+        }
+    }
+
+    fn inspect(&self, row: &Row, progress: &mut ProgressFn<'_>) -> Result<(Usage, bool)> {
+        let layer = self.layout.layer_dir(row.id)?;
+        inspect_layer(&layer, self.layout.format, progress).map_err(|e| {
+            let kind = e.kind();
+            let text = format!("snapshot {:?} cannot be settled", row.info.key);
+            Error::new(kind, text).with_source(e)
+        })
+    }
+}
+
+fn gone(key: &str) -> Error {
+    Error::new(
+        ErrorKind::NotFound,
+        format!("snapshot {key:?} was removed or committed meanwhile"),
+    )
+}
+
+/// The parent that the committed snapshot will have.
+fn new_parent(tx: &super::Tx<'_>, row: &Row, wanted: Option<&str>) -> Result<Option<i64>> {
+    let Some(wanted) = wanted else {
+        return Ok(row.parent);
+    };
+    match &row.info.parent {
+        Some(parent) if parent == wanted => Ok(row.parent),
+        Some(parent) => Err(Error::new(
+            ErrorKind::InvalidArgument,
+            format!(
+                "{:?} has the parent {parent:?} and cannot get {wanted:?}: prepare without a parent \
+                 to give one at commit",
+                row.info.key
+            ),
+        )),
+        None => match committed_parent(tx, wanted) {
+            Err(e) if e.kind() == ErrorKind::InvalidArgument => {
+                Err(Error::new(ErrorKind::FailedPrecondition, e.to_string()))
+            }
+            parent => Ok(Some(parent?.id)),
+        },
+    }
+}
+
+/// Adds a layer up, sees whether it bears marks, and refuses what refers to layers below.
+pub(super) fn inspect_layer(
+    layer: &Dir,
+    format: LayerFormat,
+    progress: &mut ProgressFn<'_>,
+) -> Result<(Usage, bool)> {
+    let mut done = Progress::new(Phase::Walk);
+    let mut counter = Counter::default();
+    let root = layer.stat().at("look at", "the layer's root")?;
+    counter.add(&root);
+    let mut has_marks =
+        marks::is_opaque(format, layer).at("read the marks of", "the layer's root")?;
+    walk(layer, &mut |visit| {
+        done.entries += 1;
+        report(progress, done)?;
+        counter.add(visit.stat);
+        match marks::decode(format, visit.name, visit.stat) {
+            Mark::None => {}
+            Mark::Whiteout(_) | Mark::Opaque | Mark::Internal => has_marks = true,
+        }
+        let may_refer = visit.stat.is_dir() || visit.stat.is_file();
+        if may_refer {
+            let of = Of::Child(visit.dir, visit.name);
+            if marks::refers_below(format, of).at("read the marks of", visit.path)? {
+                return Err(Error::new(
+                    ErrorKind::FailedPrecondition,
+                    "its contents are in a lower layer (a redirect or metacopy mark): mount with \
+                     redirect_dir=off and metacopy=off, or copy it in the mount",
+                )
+                .with_path(visit.path));
+            }
+        }
+        if visit.stat.is_dir() && !has_marks {
+            let child = visit
+                .dir
+                .open_dir(visit.name)
+                .at("open directory", visit.path)?;
+            has_marks = marks::is_opaque(format, &child).at("read the marks of", visit.path)?;
+        }
+        Ok(Descend::Into)
+    })?;
+    Ok((counter.usage(), has_marks))
+}

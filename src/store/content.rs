@@ -1,0 +1,39 @@
+//! What is in a snapshot: the union it shows, from which layer, and how it differs from its parent.
+
+use std::sync::Arc;
+
+use super::Store;
+use super::metadata::Row;
+use crate::error::Result;
+use crate::layer::stack::{Branch, LayerStack};
+use crate::path::RelPath;
+
+impl Store {
+    /// The snapshot that `path` comes from, as a mount of `key` shows it: the topmost layer that has
+    /// it. None if the mount shows nothing there, or `path` is the root.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound): there is no such snapshot.
+    pub fn provenance(&self, key: &str, path: &RelPath) -> Result<Option<String>> {
+        let chain = self.metadata.read(|tx| tx.chain(tx.get(key)?.id))?;
+        let visible = self.stack(&chain)?.lookup(path)?;
+        Ok(visible
+            .and_then(|v| chain.get(v.layer))
+            .map(|row| row.info.key.clone()))
+    }
+
+    /// The layers of a chain, topmost first.
+    pub(super) fn stack(&self, chain: &[Row]) -> Result<LayerStack> {
+        let branches = chain.iter().map(|row| self.branch(row));
+        Ok(LayerStack::new(branches.collect::<Result<_>>()?))
+    }
+
+    /// One snapshot's layer.
+    pub(super) fn branch(&self, row: &Row) -> Result<Branch> {
+        let dir = Arc::new(self.layout.layer_dir(row.id)?);
+        Ok(Branch {
+            dir,
+            format: self.layout.format,
+        })
+    }
+}

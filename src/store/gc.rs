@@ -1,0 +1,159 @@
+//! Garbage: what interrupted operations and removals leave. Nothing that a living process works on is
+//! touched, since it holds the lock of that.
+
+use std::collections::HashSet;
+
+use super::metadata::Row;
+use super::snapshot::Kind;
+use super::{Store, layout, staging};
+use crate::error::{IoContext, Result};
+use crate::path::Name;
+use crate::progress::ProgressFn;
+use crate::sys::lock::{Sharing, try_lock};
+
+/// What [`Store::gc`] removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
+pub struct GcReport {
+    /// Extractions and preparations that were never finished.
+    pub staging: u64,
+    /// Directories in `snapshots/` without a row.
+    pub orphans: u64,
+    /// Workdirs of committed snapshots.
+    pub workdirs: u64,
+    /// Removed snapshots whose files had not gone yet.
+    pub trash: u64,
+    /// Blobs that no image names.
+    pub blobs: u64,
+    /// Rows of mounts that are gone.
+    pub mounts: u64,
+}
+
+impl Store {
+    /// Removes what no snapshot and no image needs, and gives the reserve its blocks back.
+    ///
+    /// # Errors
+    /// Those of the file system; [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled).
+    pub fn gc(&self, progress: &mut ProgressFn<'_>) -> Result<GcReport> {
+        let mut report = self.sweep_counted()?;
+        report.trash = staging::empty_trash(&self.layout, progress)?;
+        report.blobs = self.sweep_blobs()?;
+        self.layout.fill_reserve()?;
+        Ok(report)
+    }
+
+    /// The quick part of [`Store::gc`]: staging, orphans, workdirs, mount rows, intents.
+    pub(super) fn sweep(&self) -> Result<()> {
+        self.sweep_counted().map(drop)
+    }
+
+    fn sweep_counted(&self) -> Result<GcReport> {
+        let mut report = GcReport {
+            staging: staging::sweep_staging(&self.layout)?,
+            orphans: self.sweep_orphans()?,
+            ..GcReport::default()
+        };
+        let rows = self.metadata.read(|tx| tx.every())?;
+        for row in rows.iter().filter(|row| row.info.kind == Kind::Committed) {
+            report.workdirs += u64::from(self.sweep_workdir(row)?);
+        }
+        report.mounts = self.sweep_mount_rows()?;
+        // Ids are never given out twice, so an intent is worth nothing but while it is carried out;
+        // and should its operation still run, it will find nothing to end.
+        if !self.metadata.read(|tx| tx.intents())?.is_empty() {
+            let rows: HashSet<i64> = self.unpublished()?;
+            self.lazily(|tx| {
+                for id in tx.intents()?.into_iter().filter(|id| !rows.contains(id)) {
+                    tx.end_intent(id)?;
+                }
+                Ok(())
+            })?;
+        }
+        Ok(report)
+    }
+
+    /// Ids of directories in `snapshots/` that have no row.
+    fn unpublished(&self) -> Result<HashSet<i64>> {
+        // The listing comes first: what is published meanwhile gets its row later.
+        let mut ids: HashSet<i64> = self.snapshot_names()?.iter().filter_map(id_of).collect();
+        for row in self.metadata.read(|tx| tx.every())? {
+            ids.remove(&row.id);
+        }
+        Ok(ids)
+    }
+
+    fn snapshot_names(&self) -> Result<Vec<Name>> {
+        let entries = self.layout.snapshots.entries();
+        let entries = entries.at("list", self.layout.path.join("snapshots"))?;
+        Ok(entries.into_iter().map(|entry| entry.name).collect())
+    }
+
+    fn sweep_orphans(&self) -> Result<u64> {
+        let mut swept = 0;
+        for id in self.unpublished()? {
+            let name = layout::name(&id.to_string())?;
+            let held = match self.layout.snapshots.open_dir(&name) {
+                Ok(dir) => try_lock(dir.into(), Sharing::Exclusive).at("lock", &name)?,
+                // Gone meanwhile.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(crate::Error::io("open", &name, e)),
+            };
+            // Its maker holds it, or has committed its row before letting go.
+            let Ok(held) = held else { continue };
+            if self.metadata.read(|tx| tx.find_id(id))?.is_none() {
+                staging::discard(&self.layout, &self.layout.snapshots, &name)?;
+                swept += 1;
+            }
+            drop(held);
+        }
+        Ok(swept)
+    }
+
+    fn sweep_workdir(&self, row: &Row) -> Result<bool> {
+        let work = layout::name("work")?;
+        let Ok(dir) = self.layout.snapshot_dir(row.id) else {
+            // Damage that `check` reports.
+            return Ok(false);
+        };
+        if dir.try_stat_at(&work).at("look at", &work)?.is_none() {
+            return Ok(false);
+        }
+        let Some(_hold) = self.try_hold(row.id, Sharing::Exclusive)? else {
+            return Ok(false);
+        };
+        if self.not_mounted(row).is_err() {
+            return Ok(false);
+        }
+        staging::discard(&self.layout, &dir, &work)?;
+        Ok(true)
+    }
+
+    fn sweep_blobs(&self) -> Result<u64> {
+        let at = self.layout.path.join("blobs/sha256");
+        let dir = self.layout.blobs.reopen().at("open", &at)?;
+        // An image is being written: its blobs have no row yet.
+        let Ok(_alone) = try_lock(dir.into(), Sharing::Exclusive).at("lock", &at)? else {
+            return Ok(0);
+        };
+        let mut needed = HashSet::new();
+        for image in self.metadata.read(|tx| tx.every_image())? {
+            needed.insert(image.manifest.hex().into_bytes());
+            needed.insert(image.config.hex().into_bytes());
+        }
+        let mut swept = 0;
+        for entry in self.layout.blobs.entries().at("list", &at)? {
+            if !needed.contains(entry.name.as_bytes()) {
+                self.layout
+                    .blobs
+                    .unlink(&entry.name)
+                    .at("remove blob", &entry.name)?;
+                swept += 1;
+            }
+        }
+        Ok(swept)
+    }
+}
+
+fn id_of(name: &Name) -> Option<i64> {
+    std::str::from_utf8(name.as_bytes()).ok()?.parse().ok()
+}

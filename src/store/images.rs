@@ -1,0 +1,127 @@
+//! Images: names for a manifest, a configuration and the layers that they need.
+
+use std::time::SystemTime;
+
+use super::metadata::ImageRow;
+use super::snapshot::check_key;
+use super::{Store, Tx};
+use crate::digest::Digest;
+use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::sys::lock::{Sharing, lock};
+
+/// An image that the store holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageRecord {
+    /// Its name in the store.
+    pub name: String,
+    /// The digest of its manifest, a blob of the store.
+    pub manifest: Digest,
+    /// The digest of its configuration, a blob of the store.
+    pub config: Digest,
+    /// The names of its layers, the base first: committed snapshots.
+    pub layers: Vec<String>,
+    /// When it was put into the store.
+    pub created: SystemTime,
+}
+
+impl Store {
+    /// Puts an image into the store: its manifest and configuration, and which committed snapshots
+    /// are its layers. An image of the same name is replaced.
+    ///
+    /// # Errors
+    /// - [`ErrorKind::NotFound`]: a layer is missing.
+    /// - [`ErrorKind::FailedPrecondition`]: a layer is not committed.
+    /// - [`ErrorKind::InvalidArgument`]: the name cannot be one.
+    pub fn put_image(
+        &self,
+        name: &str,
+        manifest: &[u8],
+        config: &[u8],
+        layers: &[String],
+    ) -> Result<ImageRecord> {
+        check_key(name)?;
+        // Against the removal of blobs that no image names yet.
+        let _writing = self
+            .layout
+            .blobs
+            .reopen()
+            .and_then(|dir| lock(dir.into(), Sharing::Shared))
+            .at("lock", self.layout.path.join("blobs/sha256"))?;
+        let row = ImageRow {
+            name: name.to_owned(),
+            manifest: self.write_blob(manifest)?,
+            config: self.write_blob(config)?,
+            created: SystemTime::now(),
+        };
+        self.waits.sync_files(&self.layout.root)?;
+        self.durably(|tx| {
+            tx.put_image(&row, layers)?;
+            record(tx, &row)
+        })
+    }
+
+    /// The image of that name.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`].
+    pub fn image(&self, name: &str) -> Result<ImageRecord> {
+        self.metadata.read(|tx| match tx.find_image(name)? {
+            Some(row) => record(tx, &row),
+            None => Err(no_image(name)),
+        })
+    }
+
+    /// All images, by name.
+    ///
+    /// # Errors
+    /// Those of the metadata.
+    pub fn images(&self) -> Result<Vec<ImageRecord>> {
+        self.metadata.read(|tx| {
+            tx.every_image()?
+                .iter()
+                .map(|row| record(tx, row))
+                .collect()
+        })
+    }
+
+    /// Removes an image, and those of its layers that neither another image nor a snapshot needs and
+    /// that nothing holds. Gives the names of the layers removed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`]: there is no such image.
+    pub fn remove_image(&self, name: &str) -> Result<Vec<String>> {
+        let image = self.durably(|tx| {
+            let row = tx.find_image(name)?.ok_or_else(|| no_image(name))?;
+            let image = record(tx, &row)?;
+            tx.delete_image(name)?;
+            Ok(image)
+        })?;
+        let mut removed = Vec::new();
+        for layer in image.layers.into_iter().rev() {
+            match self.remove(&layer) {
+                Ok(()) => removed.push(layer),
+                // Something else needs it, and so all below it.
+                Err(e) if matches!(e.kind(), ErrorKind::FailedPrecondition | ErrorKind::Busy) => {
+                    break;
+                }
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(removed)
+    }
+}
+
+fn record(tx: &Tx<'_>, row: &ImageRow) -> Result<ImageRecord> {
+    Ok(ImageRecord {
+        name: row.name.clone(),
+        manifest: row.manifest,
+        config: row.config,
+        layers: tx.image_layers(&row.name)?,
+        created: row.created,
+    })
+}
+
+fn no_image(name: &str) -> Error {
+    Error::new(ErrorKind::NotFound, format!("there is no image {name:?}"))
+}

@@ -1,0 +1,397 @@
+//! The store's directory: what is where, and the file `format` that is read before anything else.
+//!
+//! ```text
+//! <root>/                0700
+//!   format               one line: version, compat=, ro-compat=, incompat= flags
+//!   metadata.db          SQLite, with its -wal and -shm
+//!   snapshots/<id>/fs    the layer: upperdir or lowerdir                0755
+//!   snapshots/<id>/work  overlay's workdir, of active snapshots         0700
+//!   staging/ trash/      being made; being removed
+//!   blobs/sha256/<hex>   manifests, configurations, indexes
+//!   reserve              given up first when the disk is full
+//!   run/                 a row for each mount, unless the options put it elsewhere
+//! ```
+//!
+//! An unknown incompat flag means: do not open. An unknown ro-compat flag means: do not write, which
+//! for this version is the same. Unknown compat flags are ignored. The layer format is an incompat
+//! flag. Whoever creates or opens a store holds a lock on the root directory for that moment.
+
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::layer::LayerFormat;
+use crate::path::Name;
+use crate::sys::dir::{Dir, OnExisting};
+use crate::sys::lock::{self, Flock, Sharing};
+use crate::sys::xattr::{self, Of};
+
+const MAGIC: &str = "stratafs";
+const VERSION: &str = "1";
+/// What is given up on a full disk, in bytes.
+const RESERVE: u64 = 1 << 20;
+
+/// The open directories of a store.
+#[derive(Debug)]
+pub(super) struct Layout {
+    pub(super) path: PathBuf,
+    pub(super) format: LayerFormat,
+    pub(super) root: Dir,
+    pub(super) snapshots: Dir,
+    pub(super) staging: Dir,
+    pub(super) trash: Dir,
+    pub(super) blobs: Dir,
+}
+
+/// A name that is known to be one.
+pub(super) fn name(text: &str) -> Result<Name> {
+    Name::new(text)
+}
+
+impl Layout {
+    /// Opens the store at `path`; creates it if `create` and there is none. The lock is on the root
+    /// directory; metadata is to be opened under it.
+    pub(super) fn open(
+        path: &Path,
+        create: bool,
+        wanted: Option<LayerFormat>,
+    ) -> Result<(Layout, Flock)> {
+        let path = std::path::absolute(path).at("make absolute the path", path)?;
+        if create {
+            make_private_dir(&path)?;
+        }
+        let root = Dir::open(&path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => {
+                Error::new(ErrorKind::NotFound, "there is no store").with_path(&path)
+            }
+            _ => Error::io("open the store", &path, e),
+        })?;
+        let lock = root
+            .reopen()
+            .and_then(|dir| lock::lock(dir.into(), Sharing::Exclusive))
+            .at("lock the store", &path)?;
+        let recorded = read_format(&root, &path)?;
+        let format = match (recorded, wanted) {
+            (Some(recorded), Some(wanted)) if recorded != wanted => {
+                return Err(Error::new(
+                    ErrorKind::Incompatible,
+                    format!("the store has layers of format {recorded}, not {wanted} as asked"),
+                )
+                .with_path(&path));
+            }
+            (Some(recorded), _) => {
+                marks_are_readable(&root, recorded).map_err(|e| e.with_path(&path))?;
+                recorded
+            }
+            (None, _) if !create => {
+                return Err(Error::new(ErrorKind::NotFound, "there is no store").with_path(&path));
+            }
+            (None, wanted) => create_store(&root, &path, wanted)?,
+        };
+        let open = |text: &str| -> Result<Dir> {
+            root.open_dir(&name(text)?)
+                .at("open the store's directory", path.join(text))
+        };
+        let layout = Layout {
+            format,
+            snapshots: open("snapshots")?,
+            staging: open("staging")?,
+            trash: open("trash")?,
+            blobs: open("blobs")?
+                .open_dir(&name("sha256")?)
+                .at("open", path.join("blobs/sha256"))?,
+            root,
+            path,
+        };
+        Ok((layout, lock))
+    }
+
+    /// The path of a snapshot's directory `part`, as mounts name it.
+    pub(super) fn snapshot_path(&self, id: i64, part: &str) -> PathBuf {
+        self.path.join("snapshots").join(id.to_string()).join(part)
+    }
+
+    /// A snapshot's own directory.
+    pub(super) fn snapshot_dir(&self, id: i64) -> Result<Dir> {
+        let dir = self.snapshots.open_dir(&name(&id.to_string())?);
+        dir.at(
+            "open the snapshot's directory",
+            self.path.join("snapshots").join(id.to_string()),
+        )
+    }
+
+    /// A snapshot's layer.
+    pub(super) fn layer_dir(&self, id: i64) -> Result<Dir> {
+        let dir = self.snapshot_dir(id)?.open_dir(&name("fs")?);
+        dir.at("open the snapshot's layer", self.snapshot_path(id, "fs"))
+    }
+
+    /// Sets blocks aside for a full disk, unless they are.
+    pub(super) fn fill_reserve(&self) -> Result<()> {
+        let mut file = self
+            .root
+            .open_or_create(&name("reserve")?, 0o600)
+            .at("open", self.path.join("reserve"))?;
+        let fill = || -> std::io::Result<()> {
+            if file.metadata()?.len() >= RESERVE {
+                return Ok(());
+            }
+            // Bytes that no file system stores as a hole or compresses away.
+            let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+            let block: Vec<u8> = std::iter::repeat_with(|| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                state.to_le_bytes()
+            })
+            .take(usize::try_from(RESERVE / 8).unwrap_or(0))
+            .flatten()
+            .collect();
+            file.rewind()?;
+            file.write_all(&block)
+        };
+        match { fill }() {
+            // Then there is none to give up, which is no reason not to open.
+            Err(e) if e.kind() == std::io::ErrorKind::StorageFull => {
+                self.release_reserve().map(drop)
+            }
+            done => done.at("fill", self.path.join("reserve")),
+        }
+    }
+
+    /// Gives the reserve up; whether there was any.
+    pub(super) fn release_reserve(&self) -> Result<bool> {
+        let file = match self.root.open_file_rw(&name("reserve")?) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            file => file.at("open", self.path.join("reserve"))?,
+        };
+        let had = file
+            .metadata()
+            .at("look at", self.path.join("reserve"))?
+            .len()
+            > 0;
+        // The blocks can be used again once the file system has written that they are free.
+        file.set_len(0)
+            .and_then(|()| file.sync_all())
+            .at("empty", self.path.join("reserve"))?;
+        Ok(had)
+    }
+}
+
+fn make_private_dir(path: &Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .at("create the store's directory", path)
+}
+
+fn read_format(root: &Dir, path: &Path) -> Result<Option<LayerFormat>> {
+    let at = path.join("format");
+    let mut text = String::new();
+    match root.open_file(&name("format")?) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        file => file
+            .and_then(|f| f.take(4096).read_to_string(&mut text))
+            .at("read", &at)?,
+    };
+    parse_format(&text).map(Some).map_err(|e| e.with_path(at))
+}
+
+fn parse_format(text: &str) -> Result<LayerFormat> {
+    let corrupt = || {
+        Error::new(
+            ErrorKind::Corrupt,
+            "not the format line of a stratafs store",
+        )
+    };
+    let mut words = text.trim_end().split(' ');
+    if words.next() != Some(MAGIC) {
+        return Err(corrupt());
+    }
+    let version = words.next().ok_or_else(corrupt)?;
+    if version != VERSION {
+        return Err(Error::new(
+            ErrorKind::Incompatible,
+            format!(
+                "the store has format version {version}, this build reads version {VERSION}: \
+                 use the version of stratafs that wrote it, or a newer one"
+            ),
+        ));
+    }
+    let mut format = None;
+    for word in words {
+        let (class, flags) = word.split_once('=').ok_or_else(corrupt)?;
+        for flag in flags.split(',').filter(|flag| !flag.is_empty()) {
+            match (class, flag.strip_prefix("layers-").map(str::parse)) {
+                ("compat", _) => {}
+                ("incompat", Some(Ok(layers))) if format.is_none() => format = Some(layers),
+                _ => {
+                    return Err(Error::new(
+                        ErrorKind::Incompatible,
+                        format!(
+                            "the store uses the feature {flag:?} ({class}), which this build does \
+                             not know: use a newer version of stratafs"
+                        ),
+                    ));
+                }
+            }
+        }
+    }
+    format.ok_or_else(corrupt)
+}
+
+fn format_line(format: LayerFormat) -> String {
+    format!("{MAGIC} {VERSION} compat= ro-compat= incompat=layers-{format}\n")
+}
+
+fn create_store(root: &Dir, path: &Path, wanted: Option<LayerFormat>) -> Result<LayerFormat> {
+    // What an interrupted creation leaves is fine; anything else is somebody's directory.
+    const OURS: [&[u8]; 5] = [b"snapshots", b"staging", b"trash", b"blobs", b"format.new"];
+    let entries = root.entries().at("list", path)?;
+    if let Some(other) = entries.iter().find(|e| !OURS.contains(&e.name.as_bytes())) {
+        return Err(Error::new(
+            ErrorKind::FailedPrecondition,
+            format!(
+                "not a store, and not empty (it holds {:?}): name an empty or absent directory",
+                other.name
+            ),
+        )
+        .with_path(path));
+    }
+    let make = |dir: &Dir, text: &str| -> Result<()> {
+        match dir.make_dir(&name(text)?, 0o700) {
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+            done => done.at("create directory", path.join(text)),
+        }
+    };
+    for text in ["snapshots", "staging", "trash", "blobs"] {
+        make(root, text)?;
+    }
+    make(
+        &root
+            .open_dir(&name("blobs")?)
+            .at("open", path.join("blobs"))?,
+        "sha256",
+    )?;
+    let format = match wanted {
+        Some(format) => {
+            marks_are_readable(root, format).map_err(|e| e.with_path(path))?;
+            format
+        }
+        None => match marks_are_readable(root, LayerFormat::OverlayTrusted) {
+            Ok(()) => LayerFormat::OverlayTrusted,
+            Err(e) if e.kind() == ErrorKind::Incompatible => {
+                marks_are_readable(root, LayerFormat::OverlayUser)
+                    .map_err(|e| e.with_path(path))?;
+                LayerFormat::OverlayUser
+            }
+            Err(e) => return Err(e.with_path(path)),
+        },
+    };
+    let (new, line) = (name("format.new")?, format_line(format));
+    let write = || -> std::io::Result<()> {
+        let mut file = root.open_or_create(&new, 0o600)?;
+        file.set_len(0)?;
+        file.write_all(line.as_bytes())?;
+        file.sync_all()
+    };
+    write().at("write", path.join("format.new"))?;
+    root.rename(&new, root, &name("format")?, OnExisting::Replace)
+        .and_then(|()| root.sync())
+        .at("publish", path.join("format"))?;
+    Ok(format)
+}
+
+/// Whether this process can read and write the marks of `format` in the store: found out by doing,
+/// since capabilities, user namespaces and file systems all have a say.
+fn marks_are_readable(root: &Dir, format: LayerFormat) -> Result<()> {
+    let Some(prefix) = format.xattr_prefix() else {
+        return Ok(());
+    };
+    let staging = root.open_dir(&name("staging")?).at("open", "staging")?;
+    let probe = name(&format!("probe-{:016x}", super::staging::random()))?;
+    staging
+        .make_dir(&probe, 0o700)
+        .at("create a directory in", "staging")?;
+    let key = format!("{prefix}probe");
+    let tried = xattr::set(Of::Child(&staging, &probe), key.as_bytes(), b"y")
+        .and_then(|()| xattr::get(Of::Child(&staging, &probe), key.as_bytes()));
+    staging
+        .remove_dir(&probe)
+        .at("remove a directory in", "staging")?;
+    match tried {
+        Ok(Some(value)) if value == b"y" => Ok(()),
+        Ok(_) => Err(Error::new(
+            ErrorKind::Incompatible,
+            format!("layers of format {format} need {prefix}* xattrs, which cannot be read back here"),
+        )),
+        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => Err(Error::new(
+            ErrorKind::Incompatible,
+            format!(
+                "layers of format {format} need {prefix}* xattrs, which this process may not use: \
+                 run it with CAP_SYS_ADMIN in the initial user namespace, or use a store of format \
+                 overlay-user"
+            ),
+        )
+        .with_source(e)),
+        Err(e) if e.kind() == std::io::ErrorKind::Unsupported => Err(Error::new(
+            ErrorKind::Incompatible,
+            format!(
+                "layers of format {format} need {prefix}* xattrs, which the file system of the store \
+                 does not keep: put the store on another one"
+            ),
+        )
+        .with_source(e)),
+        Err(e) => Err(Error::io(format!("set a {prefix}* xattr in"), "staging", e)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_format_line_reads_back_and_unknown_features_are_refused() {
+        for format in [
+            LayerFormat::OverlayTrusted,
+            LayerFormat::OverlayUser,
+            LayerFormat::Aufs,
+        ] {
+            assert_eq!(parse_format(&format_line(format)).unwrap(), format);
+        }
+        for (line, kind) in [
+            ("", ErrorKind::Corrupt),
+            ("stratafs", ErrorKind::Corrupt),
+            ("other 1", ErrorKind::Corrupt),
+            ("stratafs 1", ErrorKind::Corrupt),
+            (
+                "stratafs 2 compat= ro-compat= incompat=layers-aufs",
+                ErrorKind::Incompatible,
+            ),
+            (
+                "stratafs 1 incompat=layers-aufs,chunks",
+                ErrorKind::Incompatible,
+            ),
+            (
+                "stratafs 1 ro-compat=quota incompat=layers-aufs",
+                ErrorKind::Incompatible,
+            ),
+            ("stratafs 1 incompat=layers-tar", ErrorKind::Incompatible),
+        ] {
+            assert_eq!(parse_format(line).unwrap_err().kind(), kind, "{line:?}");
+        }
+        let future = "stratafs 1 compat=hints ro-compat= incompat=layers-overlay-user";
+        assert_eq!(parse_format(future).unwrap(), LayerFormat::OverlayUser);
+    }
+
+    #[test]
+    fn a_directory_with_other_things_is_not_made_a_store() {
+        let tmp = tempfile::tempdir().unwrap();
+        std::fs::write(tmp.path().join("thesis.tex"), "").unwrap();
+        let e = Layout::open(tmp.path(), true, None).unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::FailedPrecondition);
+        assert!(e.to_string().contains("thesis.tex"), "{e}");
+    }
+}

@@ -1,0 +1,184 @@
+//! New snapshots: prepare and view.
+
+use super::metadata::NewSnapshot;
+use super::snapshot::{Info, Kind, Labels, check_key};
+use super::staging::Staged;
+use super::{Store, layout, wrong_kind};
+use crate::digest::DiffId;
+use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::layer::{Usage, marks};
+use crate::sys::dir::{self, Dir};
+use crate::sys::lock::Sharing;
+use crate::sys::xattr::{self, Of};
+
+/// A snapshot about to be published.
+pub(super) struct Making<'a> {
+    pub(super) key: &'a str,
+    pub(super) kind: Kind,
+    pub(super) parent: Option<&'a str>,
+    pub(super) labels: &'a Labels,
+}
+
+/// What filling a new layer found out.
+#[derive(Debug, Default)]
+pub(super) struct Filled {
+    pub(super) settled: Option<(Usage, bool)>,
+    pub(super) diff_id: Option<DiffId>,
+}
+
+impl Store {
+    /// Makes a writable snapshot on top of the committed `parent`, or an empty one.
+    ///
+    /// It is not mounted: see [`Store::mounts`] and [`Store::activate`].
+    ///
+    /// # Errors
+    /// - [`ErrorKind::AlreadyExists`]: the key is in use, by a snapshot of any kind.
+    /// - [`ErrorKind::NotFound`]: there is no such parent.
+    /// - [`ErrorKind::InvalidArgument`]: the parent is not committed, or the key cannot be one.
+    pub fn prepare(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Info> {
+        let making = Making {
+            key,
+            kind: Kind::Active,
+            parent,
+            labels: &labels,
+        };
+        self.make(&making, |_| Ok(Filled::default()))
+            .map(|(info, _)| info)
+    }
+
+    /// Makes a read-only view of the committed `parent`, or an empty one.
+    ///
+    /// # Errors
+    /// As [`Store::prepare`].
+    pub fn view(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Info> {
+        let making = Making {
+            key,
+            kind: Kind::View,
+            parent,
+            labels: &labels,
+        };
+        let settled = Some((Usage::default(), false));
+        self.make(&making, |_| {
+            Ok(Filled {
+                settled,
+                ..Filled::default()
+            })
+        })
+        .map(|(info, _)| info)
+    }
+
+    /// Makes a snapshot whose layer `fill` writes; a failure anywhere leaves nothing.
+    pub(super) fn make(
+        &self,
+        making: &Making<'_>,
+        fill: impl FnOnce(&Dir) -> Result<Filled>,
+    ) -> Result<(Info, Filled)> {
+        check_key(making.key)?;
+        // Looked at now to fail early, and again when the row is written.
+        let parent = self.metadata.read(|tx| {
+            tx.free_key(making.key)?;
+            making
+                .parent
+                .map(|parent| committed_parent(tx, parent))
+                .transpose()
+        })?;
+        let _parent_hold = match &parent {
+            Some(parent) => self.try_hold(parent.id, Sharing::Shared)?,
+            None => None,
+        };
+        let id = self.lazily(|tx| tx.new_id(making.kind.as_str()))?;
+        let made = self.make_with_id(id, making, parent.map(|p| p.id), fill);
+        if made.is_err()
+            && let Err(e) = self.lazily(|tx| tx.end_intent(id))
+        {
+            tracing::warn!(id, error = %e, "intent left for gc");
+        }
+        made
+    }
+
+    fn make_with_id(
+        &self,
+        id: i64,
+        making: &Making<'_>,
+        parent: Option<i64>,
+        fill: impl FnOnce(&Dir) -> Result<Filled>,
+    ) -> Result<(Info, Filled)> {
+        let staged = Staged::new(&self.layout)?;
+        let make_dir = |text: &str, mode: u32| -> Result<Dir> {
+            let name = layout::name(text)?;
+            let made = staged
+                .dir()
+                .make_dir(&name, mode)
+                .and_then(|()| staged.dir().open_dir(&name));
+            let opened = made.at("create directory", text)?;
+            dir::fchmod(&opened, mode).at("set the mode of", text)?;
+            Ok(opened)
+        };
+        let layer = make_dir("fs", 0o755)?;
+        if making.kind == Kind::Active {
+            make_dir("work", 0o700)?;
+        }
+        if let Some(parent) = parent {
+            copy_root_attributes(&self.layout.layer_dir(parent)?, &layer)?;
+        }
+        let filled = fill(&layer)?;
+        drop(layer);
+        let published = staged.publish(id)?;
+        self.waits.sync_files(&self.layout.root)?;
+        let info = self.durably(|tx| {
+            let parent = making
+                .parent
+                .map(|parent| committed_parent(tx, parent))
+                .transpose()?;
+            tx.insert(&NewSnapshot {
+                id,
+                key: making.key,
+                kind: making.kind,
+                parent: parent.map(|p| p.id),
+                labels: making.labels,
+                settled: filled.settled,
+                diff_id: filled.diff_id,
+            })?;
+            Ok(tx.get(making.key)?.info)
+        })?;
+        published.keep();
+        Ok((info, filled))
+    }
+}
+
+/// The parent, which must be committed.
+pub(super) fn committed_parent(tx: &super::Tx<'_>, parent: &str) -> Result<super::metadata::Row> {
+    let row = tx.find(parent)?.ok_or_else(|| {
+        Error::new(
+            ErrorKind::NotFound,
+            format!("there is no parent {parent:?}"),
+        )
+    })?;
+    if row.info.kind != Kind::Committed {
+        let e = wrong_kind(&row.info, "only a committed one can be a parent");
+        return Err(Error::new(ErrorKind::InvalidArgument, e.to_string()));
+    }
+    Ok(row)
+}
+
+/// A union shows the attributes of its topmost root: a new layer starts with its parent's.
+fn copy_root_attributes(from: &Dir, to: &Dir) -> Result<()> {
+    let copy = || -> std::io::Result<()> {
+        let stat = from.stat()?;
+        let own = to.stat()?;
+        if (stat.uid, stat.gid) != (own.uid, own.gid) {
+            dir::fchown(to, stat.uid, stat.gid)?;
+        }
+        dir::fchmod(to, stat.mode)?;
+        for key in xattr::list(Of::dir(from))? {
+            if marks::is_union_xattr(&key) || key == b"security.selinux" {
+                continue;
+            }
+            if let Some(value) = xattr::get(Of::dir(from), &key)? {
+                xattr::set(Of::dir(to), &key, &value)?;
+            }
+        }
+        dir::set_times(to, stat.atime, stat.mtime)
+    };
+    copy().at("copy the attributes of", "the parent's root directory")
+}
