@@ -9,6 +9,7 @@
 #![deny(clippy::undocumented_unsafe_blocks)]
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 
+mod changes;
 mod digest;
 mod error;
 #[cfg(fuzzing)]
@@ -20,6 +21,7 @@ mod progress;
 mod store;
 mod sys;
 
+pub use changes::{Change, ChangeKind};
 pub use digest::{ChainId, DiffId, Digest};
 pub use error::{Error, ErrorKind, Result};
 pub use layer::{LayerFormat, Usage};

@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use super::Store;
 use super::metadata::Row;
+use crate::changes::{self, Change};
 use crate::error::Result;
 use crate::layer::stack::{Branch, LayerStack};
 use crate::path::RelPath;
+use crate::progress::ProgressFn;
 
 impl Store {
     /// The snapshot that `path` comes from, as a mount of `key` shows it: the topmost layer that has
@@ -20,6 +22,22 @@ impl Store {
         Ok(visible
             .and_then(|v| chain.get(v.layer))
             .map(|row| row.info.key.clone()))
+    }
+
+    /// How a snapshot differs from its parent, sorted by path; of one without a parent everything is
+    /// an addition. Reads the snapshot's own layer, and of the parents only what it touches.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound);
+    /// [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled); those of the file system.
+    pub fn changes(&self, key: &str, progress: &mut ProgressFn<'_>) -> Result<Vec<Change>> {
+        let chain = self.metadata.read(|tx| tx.chain(tx.get(key)?.id))?;
+        match chain.split_first() {
+            Some((own, parents)) => {
+                changes::upper(&self.branch(own)?, &self.stack(parents)?, progress)
+            }
+            None => Ok(Vec::new()),
+        }
     }
 
     /// The layers of a chain, topmost first.
