@@ -1,13 +1,15 @@
 //! A walk over one layer's directory, by descriptor, following nothing.
 //!
-//! A directory comes before its contents, names in byte order. Depth is bounded by nothing: of the
+//! A directory comes before its contents. In a directory, what may be a mark (character devices, names
+//! that begin with `.wh.`) comes first, then the rest, both in byte order: the order of archives. Depth is bounded by nothing: of the
 //! directories on the way down only the last [`OPEN_DIRS`] stay open, those above are opened again
 //! through `..` and must then be the same.
 
+use super::marks::WHITEOUT_PREFIX;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::path::{Name, RelPath};
-use crate::sys::dir::Dir;
-use crate::sys::stat::Stat;
+use crate::sys::dir::{Dir, DirEntry};
+use crate::sys::stat::{FileType, Stat};
 
 /// How many directories are held open at once.
 const OPEN_DIRS: usize = 32;
@@ -36,16 +38,18 @@ struct Frame {
     names: std::vec::IntoIter<Name>,
 }
 
+/// 0 for what may be a mark, 1 for the rest.
+fn order(entry: &DirEntry) -> u8 {
+    let device = entry.file_type == FileType::CharDevice;
+    u8::from(!device && !entry.name.as_bytes().starts_with(WHITEOUT_PREFIX))
+}
+
 impl Frame {
     fn new(dir: Dir, path: &RelPath) -> Result<Frame> {
         let stat = dir.stat().at("look at directory", path)?;
-        let mut names: Vec<Name> = dir
-            .entries()
-            .at("list", path)?
-            .into_iter()
-            .map(|e| e.name)
-            .collect();
-        names.sort_unstable();
+        let mut entries = dir.entries().at("list", path)?;
+        entries.sort_unstable_by(|a, b| (order(a), &a.name).cmp(&(order(b), &b.name)));
+        let names: Vec<Name> = entries.into_iter().map(|e| e.name).collect();
         Ok(Frame {
             identity: (stat.dev, stat.ino),
             dir: Some(dir),
@@ -139,15 +143,19 @@ mod tests {
     }
 
     #[test]
-    fn directories_come_before_their_contents_in_byte_order() {
+    fn marks_come_first_and_directories_before_their_contents() {
         let tmp = tempfile::tempdir().unwrap();
         for path in ["b/x", "a/y/z", "past/hidden"] {
             fs::create_dir_all(tmp.path().join(path)).unwrap();
         }
         std::os::unix::fs::symlink("a", tmp.path().join("link")).unwrap();
+        fs::write(tmp.path().join("-"), "").unwrap();
+        fs::write(tmp.path().join(".wh.x"), "").unwrap();
         assert_eq!(
             paths(tmp.path()),
-            ["a", "a/y", "a/y/z", "b", "b/x", "link", "past"]
+            [
+                ".wh.x", "-", "a", "a/y", "a/y/z", "b", "b/x", "link", "past"
+            ]
         );
     }
 
