@@ -9,6 +9,7 @@
 #![deny(clippy::undocumented_unsafe_blocks)]
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 
+mod compression;
 mod digest;
 mod error;
 mod layer;
@@ -16,6 +17,7 @@ mod path;
 mod progress;
 mod sys;
 
+pub use compression::Compression;
 pub use digest::{ChainId, DiffId, Digest};
 pub use error::{Error, ErrorKind, Result};
 pub use layer::LayerFormat;
