@@ -251,7 +251,7 @@ impl<R: Read> fmt::Debug for Decompressor<R> {
 
 /// The members of a gzip file as one stream, with zeros after the last one allowed.
 enum Members<B: BufRead> {
-    In(GzDecoder<B>),
+    In(Box<GzDecoder<B>>),
     /// After a member: another, padding, or the end.
     Between(B),
     /// Only while one state is exchanged for the next, and after damage.
@@ -260,7 +260,7 @@ enum Members<B: BufRead> {
 
 impl<B: BufRead> Members<B> {
     fn new(input: B) -> Self {
-        Members::In(GzDecoder::new(input))
+        Members::In(Box::new(GzDecoder::new(input)))
     }
 
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
@@ -292,7 +292,7 @@ impl<B: BufRead> Members<B> {
             }
             *self = match std::mem::replace(self, Members::Spent) {
                 Members::In(member) => Members::Between(member.into_inner()),
-                Members::Between(input) => Members::In(GzDecoder::new(input)),
+                Members::Between(input) => Members::In(Box::new(GzDecoder::new(input))),
                 Members::Spent => Members::Spent,
             };
         }

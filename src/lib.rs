@@ -12,6 +12,7 @@
 mod compression;
 mod digest;
 mod error;
+mod image;
 mod layer;
 mod path;
 mod progress;
@@ -20,6 +21,13 @@ mod sys;
 pub use compression::Compression;
 pub use digest::{ChainId, DiffId, Digest};
 pub use error::{Error, ErrorKind, Result};
+pub use image::{
+    BlobWriter, Image, ImageLayer, ImageLayout, ImageSelector, LayoutWriter, Platform,
+};
 pub use layer::LayerFormat;
 pub use path::{NAME_MAX, Name, RelPath};
 pub use progress::{Phase, Progress, ProgressFn, ignore_progress};
+
+/// The types of the OCI specifications, re-exported on purpose: [`Image::configuration`] gives one of
+/// them, and an embedder should not have to guess which version of the crate they are of.
+pub use oci_spec;
