@@ -322,7 +322,7 @@ pub(crate) struct Compressor<W: Write>(Encoder<W>);
 
 enum Encoder<W: Write> {
     None(W),
-    Gzip(GzEncoder<W>),
+    Gzip(Box<GzEncoder<W>>),
     #[cfg(feature = "zstd")]
     Zstd(zstd::stream::write::Encoder<'static, W>),
 }
@@ -334,12 +334,12 @@ impl<W: Write> Compressor<W> {
         Ok(Compressor(match compression {
             Compression::None => Encoder::None(output),
             // No name, time 0, system "unknown" (255): nothing of the host is in the header.
-            Compression::Gzip => Encoder::Gzip(
+            Compression::Gzip => Encoder::Gzip(Box::new(
                 flate2::GzBuilder::new()
                     .mtime(0)
                     .operating_system(255)
                     .write(output, flate2::Compression::default()),
-            ),
+            )),
             #[cfg(feature = "zstd")]
             Compression::Zstd => {
                 // Level 0 is zstd's own default. One thread: the output must not depend on how many.
