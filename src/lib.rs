@@ -10,11 +10,13 @@
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 
 mod changes;
+mod compression;
 mod digest;
 mod error;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
+mod image;
 mod layer;
 mod path;
 mod progress;
@@ -22,8 +24,12 @@ mod store;
 mod sys;
 
 pub use changes::{Change, ChangeKind};
+pub use compression::Compression;
 pub use digest::{ChainId, DiffId, Digest};
 pub use error::{Error, ErrorKind, Result};
+pub use image::{
+    BlobWriter, Image, ImageLayer, ImageLayout, ImageSelector, LayoutWriter, Platform,
+};
 pub use layer::{LayerFormat, Usage};
 pub use path::{NAME_MAX, Name, RelPath};
 pub use progress::{Phase, Progress, ProgressFn, ignore_progress};
@@ -33,3 +39,7 @@ pub use store::{
 };
 #[doc(hidden)]
 pub use store::{DurablePoint, DurablePointHook};
+
+/// The types of the OCI specifications, re-exported on purpose: [`Image::configuration`] gives one of
+/// them, and an embedder should not have to guess which version of the crate they are of.
+pub use oci_spec;

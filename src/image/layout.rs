@@ -1,0 +1,320 @@
+//! An OCI image layout, opened for reading: a directory, or a tar file of one.
+//!
+//! A directory is read through symbolic links, as some tools build layouts of links into a cache; what
+//! is read is held to its digest whatever the way to it. A tar is read in place ([`TarIndex`]), so it
+//! must be a plain file: what is compressed or comes through a pipe is spooled first.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use oci_spec::image::ImageIndex;
+use serde::Deserialize;
+
+use super::blob::{Blob, Section, Verified};
+use super::manifest::{DOCUMENT_MAX, Image, parse_index};
+use super::select::{self, ImageSelector};
+use super::tar_index::{Part, TarIndex};
+use crate::compression::{Compression, Decompressor, sniff};
+use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::progress::{Phase, Progress, ProgressFn, report};
+
+/// An OCI image layout, opened for reading.
+///
+/// ```no_run
+/// use stratafs::{ImageLayout, ImageSelector};
+///
+/// let layout = ImageLayout::open("busybox.oci.tar")?;
+/// let image = layout.image(&ImageSelector::default())?;
+/// println!("{} has {} layers", image.digest(), image.layers().len());
+/// # Ok::<(), stratafs::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct ImageLayout {
+    path: PathBuf,
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    Directory,
+    Tar(TarIndex),
+}
+
+/// A blob of a layout, verified as it is read.
+pub(crate) type BlobReader = Verified<Section>;
+
+impl ImageLayout {
+    /// Opens the layout at `path`: a directory, or a tar file.
+    ///
+    /// # Errors
+    /// - [`ErrorKind::InvalidImage`] if it is not an OCI layout, or a damaged one;
+    /// - [`ErrorKind::Unsupported`] if its version is not 1.0, if the tar is compressed or not a
+    ///   regular file (see [`spool`](ImageLayout::spool)), and for Docker's own archives.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let metadata = fs::metadata(path).at("open image layout", path)?;
+        if metadata.is_dir() {
+            return ImageLayout {
+                path: path.to_owned(),
+                source: Source::Directory,
+            }
+            .checked();
+        }
+        if !metadata.is_file() {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "an image layout is a directory or a tar file: spool what comes from a pipe or device",
+            )
+            .with_path(path));
+        }
+        let file = File::open(path).at("open image layout", path)?;
+        ImageLayout::from_tar(file, path)
+    }
+
+    /// Copies a tar from `stream`, which may be compressed, to a nameless file in `temp_dir`, and
+    /// opens that. It may have at most `max_bytes` uncompressed.
+    ///
+    /// # Errors
+    /// As [`open`](ImageLayout::open); and [`ErrorKind::InvalidArchive`] if the compressed stream is
+    /// damaged, [`ErrorKind::LimitExceeded`], [`ErrorKind::Cancelled`].
+    pub fn spool(
+        stream: impl Read,
+        temp_dir: impl AsRef<Path>,
+        max_bytes: u64,
+        progress: &mut ProgressFn<'_>,
+    ) -> Result<Self> {
+        let temp_dir = temp_dir.as_ref();
+        let mut file = nameless_file(temp_dir)?;
+        let mut stream = Decompressor::new(stream)?;
+        let mut state = Progress::new(Phase::Verify);
+        let mut buf = vec![0; 128 * 1024];
+        loop {
+            report(progress, state)?;
+            let bytes = match stream.read(&mut buf) {
+                Ok(0) => break,
+                Ok(n) => buf.get(..n).unwrap_or_default(),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(Error::io("read the image to spool to", temp_dir, e)),
+            };
+            state.bytes = state.bytes.saturating_add(bytes.len() as u64);
+            if state.bytes > max_bytes {
+                return Err(Error::new(
+                    ErrorKind::LimitExceeded,
+                    format!("the image is larger than the {max_bytes} bytes allowed"),
+                ));
+            }
+            file.write_all(bytes).at("spool the image to", temp_dir)?;
+        }
+        ImageLayout::from_tar(file, Path::new("(stream)"))
+    }
+
+    fn from_tar(file: File, path: &Path) -> Result<Self> {
+        let mut prefix = [0; 16];
+        let n = file.read_at(&mut prefix, 0).at("read", path)?;
+        match sniff(prefix.get(..n).unwrap_or_default()) {
+            Compression::None => {}
+            compression => {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    format!("the image is compressed with {compression}: decompress or spool"),
+                )
+                .with_path(path));
+            }
+        }
+        ImageLayout {
+            path: path.to_owned(),
+            source: Source::Tar(TarIndex::new(Arc::new(file), path)?),
+        }
+        .checked()
+    }
+
+    /// The image that is asked for, its manifest and configuration verified.
+    ///
+    /// # Errors
+    /// - [`ErrorKind::NotFound`] if no image has the name, if none is for the platform, or if a blob
+    ///   is missing;
+    /// - [`ErrorKind::InvalidArgument`] if no name was given and there are several images;
+    /// - else as [`Image::from_json`].
+    pub fn image(&self, which: &ImageSelector) -> Result<Image> {
+        select::find(self, which).map_err(|e| match e.path() {
+            Some(_) => e,
+            None => e.context("cannot use the image in").with_path(&self.path),
+        })
+    }
+
+    /// The names of the images, sorted; an image without one is not among them.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidImage`] if the index is malformed.
+    pub fn names(&self) -> Result<Vec<String>> {
+        let index = self.index()?;
+        let mut names: Vec<String> = index
+            .manifests()
+            .iter()
+            .filter_map(|d| select::names_of(d).next().map(str::to_owned))
+            .collect();
+        names.sort();
+        names.dedup();
+        Ok(names)
+    }
+
+    /// The index at the top.
+    pub(super) fn index(&self) -> Result<ImageIndex> {
+        parse_index(&self.document(Part::Index)?).map_err(|e| self.wrap("bad index.json in", e))
+    }
+
+    /// A blob, verified as it is read.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] if it is missing, [`ErrorKind::DigestMismatch`] if it has another size.
+    pub(crate) fn blob(&self, blob: Blob) -> Result<BlobReader> {
+        let section = self.section(Part::Blob(blob.digest))?.ok_or_else(|| {
+            Error::new(
+                ErrorKind::NotFound,
+                format!("blob {} is missing in", blob.digest),
+            )
+            .with_path(&self.path)
+        })?;
+        if section.len() != blob.size {
+            return Err(Error::new(
+                ErrorKind::DigestMismatch,
+                format!(
+                    "blob {} has {} bytes, not the {} promised, in",
+                    blob.digest,
+                    section.len(),
+                    blob.size
+                ),
+            )
+            .with_path(&self.path));
+        }
+        Ok(Verified::new(section, blob))
+    }
+
+    /// A manifest, configuration or index, whole and verified.
+    pub(super) fn small_blob(&self, blob: Blob) -> Result<Vec<u8>> {
+        self.blob(blob)?.read_all(DOCUMENT_MAX)
+    }
+
+    /// Checks the version, so that what is no layout is refused at once.
+    fn checked(self) -> Result<Self> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Version {
+            image_layout_version: String,
+        }
+        let version: Version = serde_json::from_slice(&self.document(Part::Version)?)
+            .map_err(|e| self.invalid("malformed oci-layout file in").with_source(e))?;
+        let version = version.image_layout_version;
+        let patch = version.strip_prefix("1.0.").unwrap_or_default();
+        if patch.is_empty() || !patch.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("layout version {version:?} is not supported: only 1.0 is:"),
+            )
+            .with_path(&self.path));
+        }
+        Ok(self)
+    }
+
+    /// One of the documents with a name, bounded in size.
+    fn document(&self, part: Part) -> Result<Vec<u8>> {
+        let name = match part {
+            Part::Index => "index.json",
+            _ => "oci-layout",
+        };
+        let Some(mut section) = self.section(part)? else {
+            if self.section(Part::DockerManifest)?.is_some() {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    "a Docker archive without an OCI layout: convert it, for instance with \
+                     skopeo copy docker-archive:FILE oci-archive:FILE:",
+                )
+                .with_path(&self.path));
+            }
+            return Err(self.invalid(format!("no OCI image layout, as there is no {name} in")));
+        };
+        if section.len() > DOCUMENT_MAX {
+            return Err(Error::new(
+                ErrorKind::LimitExceeded,
+                format!("{name} is longer than {DOCUMENT_MAX} bytes in"),
+            )
+            .with_path(&self.path));
+        }
+        let mut bytes = Vec::new();
+        section
+            .read_to_end(&mut bytes)
+            .map_err(|e| Error::io("read image layout", &self.path, e))?;
+        Ok(bytes)
+    }
+
+    fn section(&self, part: Part) -> Result<Option<Section>> {
+        match &self.source {
+            Source::Tar(index) => Ok(index.get(part).cloned()),
+            Source::Directory => {
+                let path = match part {
+                    Part::Version => self.path.join("oci-layout"),
+                    Part::Index => self.path.join("index.json"),
+                    Part::DockerManifest => self.path.join("manifest.json"),
+                    Part::Blob(digest) => self.path.join("blobs/sha256").join(digest.hex()),
+                };
+                open_regular(&path)
+            }
+        }
+    }
+
+    fn invalid(&self, message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+        Error::new(ErrorKind::InvalidImage, message).with_path(&self.path)
+    }
+
+    fn wrap(&self, message: &'static str, e: Error) -> Error {
+        e.context(message).with_path(&self.path)
+    }
+}
+
+/// A file of a layout directory as a section; none if there is no such file.
+fn open_regular(path: &Path) -> Result<Option<Section>> {
+    let not_regular = || {
+        Error::new(
+            ErrorKind::InvalidImage,
+            "part of an image layout is not a regular file:",
+        )
+        .with_path(path)
+    };
+    // Before opening, since to open a fifo may take for ever.
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() => {}
+        Ok(_) => return Err(not_regular()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::io("stat", path, e)),
+    }
+    let file = File::open(path).at("open", path)?;
+    let metadata = file.metadata().at("stat", path)?;
+    if !metadata.is_file() {
+        return Err(not_regular());
+    }
+    Ok(Some(Section::new(Arc::new(file), 0, metadata.len())))
+}
+
+/// A name that no other call in this process, nor another process of this system, uses.
+pub(super) fn unique_name(stem: &str) -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!(".{stem}.stratafs-{}-{n}", std::process::id())
+}
+
+/// A file without a name: it is gone when closed, however this process ends.
+fn nameless_file(dir: &Path) -> Result<File> {
+    let path = dir.join(unique_name("spool"));
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(&path)
+        .at("create", &path)?;
+    fs::remove_file(&path).at("remove", &path)?;
+    Ok(file)
+}

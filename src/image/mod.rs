@@ -1,0 +1,25 @@
+//! OCI images: layouts in directories and tar files, read and written.
+//!
+//! An image is a manifest that names a configuration and layers by digest; a layout is a set of
+//! such blobs with an index. Nothing in a layout is believed: sizes and digests are checked as blobs
+//! are read ([`blob`]), documents are bounded before they are parsed, and manifest and configuration
+//! must agree ([`manifest`]). Docker's manifests (version 2, schema 2), which differ in media types
+//! only, are read like OCI's; what is written is OCI.
+//!
+//! Sources: OCI image specification 1.1: `image-layout.md`, `image-index.md`, `manifest.md`,
+//! `config.md`; Docker's "Image Manifest Version 2, Schema 2".
+
+mod blob;
+mod layout;
+mod manifest;
+mod media;
+mod platform;
+mod select;
+mod tar_index;
+mod write;
+
+pub use layout::ImageLayout;
+pub use manifest::{Image, ImageLayer};
+pub use platform::Platform;
+pub use select::ImageSelector;
+pub use write::{BlobWriter, LayoutWriter};
