@@ -35,28 +35,15 @@ fn timed<T>(
 }
 
 fn operations(c: &mut Criterion) {
-    for (name, durability) in [
-        ("durable", Durability::Full),
-        ("volatile", Durability::None),
-    ] {
+    for (name, durability) in [("durable", Durability::Full), ("volatile", Durability::None)] {
         let tmp = tempfile::tempdir_in("/var/tmp").expect("temporary directory");
         let store = open(&tmp.path().join("store"), durability);
         store.prepare("a", None, Labels::new()).expect("prepare");
-        store
-            .commit("base", "a", CommitOptions::new())
-            .expect("commit");
-        let prepare = |_| {
-            drop(
-                store
-                    .prepare("key", Some("base"), Labels::new())
-                    .expect("prepare"),
-            )
-        };
+        store.commit("base", "a", CommitOptions::new()).expect("commit");
+        let prepare = |_| drop(store.prepare("key", Some("base"), Labels::new()).expect("prepare"));
         let remove = |key: &str| store.remove(key).expect("remove");
         let mut group = c.benchmark_group(format!("store/{name}"));
-        group
-            .sample_size(20)
-            .measurement_time(Duration::from_secs(3));
+        group.sample_size(20).measurement_time(Duration::from_secs(3));
         group.bench_function("prepare", |b| {
             b.iter_custom(|n| timed(n, |_| (), |i, ()| prepare(i), |_| remove("key")));
         });
@@ -67,9 +54,7 @@ fn operations(c: &mut Criterion) {
                     store.settle("key", &mut ignore_progress).expect("settle");
                 };
                 let commit = |_, (): &()| {
-                    store
-                        .commit("name", "key", CommitOptions::new())
-                        .expect("commit");
+                    store.commit("name", "key", CommitOptions::new()).expect("commit");
                 };
                 timed(n, before, commit, |_| remove("name"))
             });

@@ -95,18 +95,7 @@ fn refuse_foreign(prefix: &[u8]) -> Result<()> {
     let name = match prefix {
         [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => "xz",
         // The block's magic too: a plain tar begins with a file name, which may well be "BZh9".
-        [
-            b'B',
-            b'Z',
-            b'h',
-            b'1'..=b'9',
-            0x31,
-            0x41,
-            0x59,
-            0x26,
-            0x53,
-            0x59,
-        ] => "bzip2",
+        [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, 0x53, 0x59] => "bzip2",
         _ => return Ok(()),
     };
     Err(Error::new(
@@ -161,9 +150,7 @@ fn unmark(e: io::Error, compression: Compression) -> io::Error {
     } else {
         format!("the {compression} stream is damaged")
     };
-    Error::new(ErrorKind::InvalidArchive, message)
-        .with_source(e)
-        .into()
+    Error::new(ErrorKind::InvalidArchive, message).with_source(e).into()
 }
 
 type Input<R> = BufReader<Chain<Cursor<Vec<u8>>, Marking<R>>>;
@@ -243,9 +230,7 @@ impl<R: Read> Read for Decompressor<R> {
 
 impl<R: Read> fmt::Debug for Decompressor<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Decompressor")
-            .field(&self.compression())
-            .finish()
+        f.debug_tuple("Decompressor").field(&self.compression()).finish()
     }
 }
 
@@ -284,10 +269,7 @@ impl<B: BufRead> Members<B> {
                     _ => {}
                 },
                 Members::Spent => {
-                    return Err(io::Error::new(
-                        io::ErrorKind::InvalidData,
-                        "damaged before here",
-                    ));
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, "damaged before here"));
                 }
             }
             *self = match std::mem::replace(self, Members::Spent) {
@@ -424,9 +406,7 @@ mod tests {
 
     fn decompress(bytes: &[u8]) -> Result<Vec<u8>> {
         let mut out = Vec::new();
-        Decompressor::new(bytes)?
-            .read_to_end(&mut out)
-            .map_err(failed)?;
+        Decompressor::new(bytes)?.read_to_end(&mut out).map_err(failed)?;
         Ok(out)
     }
 
@@ -436,9 +416,7 @@ mod tests {
     impl Read for Trickle<'_> {
         fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
             let (Some((first, rest)), Some(to)) = (self.0.split_first(), buf.first_mut()) else {
-                return self
-                    .1
-                    .map_or(Ok(0), |kind| Err(Error::new(kind, "from below").into()));
+                return self.1.map_or(Ok(0), |kind| Err(Error::new(kind, "from below").into()));
             };
             (*to, self.0) = (*first, rest);
             Ok(1)
@@ -451,16 +429,10 @@ mod tests {
         for compression in ALL.iter().copied() {
             let packed = compress(compression, &plain);
             assert_eq!(packed, compress(compression, &plain), "deterministic");
-            assert_eq!(
-                Decompressor::new(&packed[..]).unwrap().compression(),
-                compression
-            );
+            assert_eq!(Decompressor::new(&packed[..]).unwrap().compression(), compression);
             assert_eq!(decompress(&packed).unwrap(), plain);
             let mut out = Vec::new();
-            Decompressor::new(Trickle(&packed, None))
-                .unwrap()
-                .read_to_end(&mut out)
-                .unwrap();
+            Decompressor::new(Trickle(&packed, None)).unwrap().read_to_end(&mut out).unwrap();
             assert_eq!(out, plain, "in small reads");
             assert!(compression == Compression::None || packed.len() < plain.len());
         }
@@ -535,10 +507,7 @@ mod tests {
         assert!(d.read(&mut [0; 8]).is_err(), "and stays so");
         let mut packed = compress(Compression::Gzip, b"x");
         packed.extend(b"trailing");
-        assert_eq!(
-            decompress(&packed).unwrap_err().kind(),
-            ErrorKind::InvalidArchive
-        );
+        assert_eq!(decompress(&packed).unwrap_err().kind(), ErrorKind::InvalidArchive);
     }
 
     #[cfg(feature = "zstd")]
@@ -550,10 +519,7 @@ mod tests {
         packed.extend(skippable);
         assert_eq!(decompress(&packed).unwrap(), b"x");
         packed.push(0);
-        assert_eq!(
-            decompress(&packed).unwrap_err().kind(),
-            ErrorKind::InvalidArchive
-        );
+        assert_eq!(decompress(&packed).unwrap_err().kind(), ErrorKind::InvalidArchive);
     }
 
     #[cfg(feature = "zstd")]
@@ -568,10 +534,8 @@ mod tests {
 
     #[test]
     fn xz_and_bzip2_are_named() {
-        for (bytes, name) in [
-            (&b"\xfd7zXZ\0\0\x04\xe6\xd6"[..], "xz"),
-            (b"BZh91AY&SY\0", "bzip2"),
-        ] {
+        for (bytes, name) in [(&b"\xfd7zXZ\0\0\x04\xe6\xd6"[..], "xz"), (b"BZh91AY&SY\0", "bzip2")]
+        {
             let e = Decompressor::new(bytes).unwrap_err();
             assert_eq!(e.kind(), ErrorKind::Unsupported);
             assert!(e.to_string().contains(name), "{e}");
@@ -596,10 +560,7 @@ mod tests {
     #[test]
     fn names_read_back() {
         for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
-            assert_eq!(
-                compression.to_string().parse::<Compression>().unwrap(),
-                compression
-            );
+            assert_eq!(compression.to_string().parse::<Compression>().unwrap(), compression);
         }
         assert!("lz4".parse::<Compression>().is_err());
     }

@@ -35,16 +35,8 @@ impl Digest {
     /// The 64 lower-case hexadecimal digits, without the algorithm.
     pub fn hex(&self) -> String {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let digit = |n: u8| {
-            DIGITS
-                .get(usize::from(n & 15))
-                .copied()
-                .map_or('0', char::from)
-        };
-        self.0
-            .iter()
-            .flat_map(|b| [digit(b >> 4), digit(*b)])
-            .collect()
+        let digit = |n: u8| DIGITS.get(usize::from(n & 15)).copied().map_or('0', char::from);
+        self.0.iter().flat_map(|b| [digit(b >> 4), digit(*b)]).collect()
     }
 
     /// Reads 64 lower-case hexadecimal digits.
@@ -188,11 +180,7 @@ pub(crate) struct Hashing<T> {
 
 impl<T> Hashing<T> {
     pub(crate) fn new(inner: T) -> Self {
-        Hashing {
-            inner,
-            hasher: Sha256::new(),
-            bytes: 0,
-        }
+        Hashing { inner, hasher: Sha256::new(), bytes: 0 }
     }
 
     /// What passed through so far, in bytes.
@@ -202,11 +190,7 @@ impl<T> Hashing<T> {
 
     /// The inner value, the digest of all that passed, and its size in bytes.
     pub(crate) fn finish(self) -> (T, Digest, u64) {
-        (
-            self.inner,
-            Digest(self.hasher.finalize().into()),
-            self.bytes,
-        )
+        (self.inner, Digest(self.hasher.finalize().into()), self.bytes)
     }
 
     fn count(&mut self, bytes: &[u8]) {
@@ -257,10 +241,7 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Digest>().unwrap_err().kind(), kind, "{text:?}");
         }
-        let upper = Digest::of(b"")
-            .to_string()
-            .to_uppercase()
-            .replace("SHA", "sha");
+        let upper = Digest::of(b"").to_string().to_uppercase().replace("SHA", "sha");
         assert!(upper.parse::<Digest>().is_err());
         assert!(format!("{}0", Digest::of(b"")).parse::<Digest>().is_err());
     }

@@ -74,12 +74,7 @@ struct Inner {
 impl Error {
     /// A failure that the crate itself found.
     pub(crate) fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
-        Error(Box::new(Inner {
-            kind,
-            message: message.into(),
-            path: None,
-            source: None,
-        }))
+        Error(Box::new(Inner { kind, message: message.into(), path: None, source: None }))
     }
 
     /// A failed system call: `op` is a verb phrase such as `"create directory"`.
@@ -89,9 +84,7 @@ impl Error {
         e: io::Error,
     ) -> Self {
         let op = op.into();
-        Error::new(kind_of(&e), format!("cannot {op}"))
-            .with_path(path)
-            .with_source(e)
+        Error::new(kind_of(&e), format!("cannot {op}")).with_path(path).with_source(e)
     }
 
     /// Adds the path that the failure is about.
@@ -102,11 +95,7 @@ impl Error {
 
     /// Adds the path where the error names none yet.
     pub(crate) fn with_path_if_none(self, path: impl AsRef<Path>) -> Self {
-        if self.0.path.is_some() {
-            self
-        } else {
-            self.with_path(path)
-        }
+        if self.0.path.is_some() { self } else { self.with_path(path) }
     }
 
     /// Adds the cause.
@@ -195,10 +184,7 @@ impl fmt::Debug for Error {
 
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.0
-            .source
-            .as_deref()
-            .map(|e| e as &(dyn StdError + 'static))
+        self.0.source.as_deref().map(|e| e as &(dyn StdError + 'static))
     }
 }
 
@@ -253,10 +239,7 @@ mod tests {
     #[test]
     fn says_what_on_what_and_why() {
         let e = Error::io("open", "/a\nb", io::Error::from_raw_os_error(libc::ENOENT));
-        assert_eq!(
-            e.to_string(),
-            "cannot open \"/a\\nb\": No such file or directory (os error 2)"
-        );
+        assert_eq!(e.to_string(), "cannot open \"/a\\nb\": No such file or directory (os error 2)");
         assert_eq!(e.kind(), ErrorKind::NotFound);
         assert_eq!(e.errno(), libc::ENOENT);
     }

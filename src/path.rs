@@ -41,10 +41,7 @@ impl Name {
         };
         Err(Error::new(
             ErrorKind::InvalidArgument,
-            format!(
-                "{:?} is not a file name: {reason}",
-                OsStr::from_bytes(&bytes)
-            ),
+            format!("{:?} is not a file name: {reason}", OsStr::from_bytes(&bytes)),
         ))
     }
 
@@ -165,10 +162,7 @@ impl RelPath {
 
     /// The names from the root down.
     pub fn components(&self) -> impl DoubleEndedIterator<Item = Name> + '_ {
-        self.0
-            .split(|b| *b == b'/')
-            .filter(|c| !c.is_empty())
-            .map(|c| Name(c.to_vec()))
+        self.0.split(|b| *b == b'/').filter(|c| !c.is_empty()).map(|c| Name(c.to_vec()))
     }
 
     /// Whether `self` is `ancestor` or below it.
@@ -184,11 +178,7 @@ impl RelPath {
 /// By components, so that a directory sorts right before its contents.
 impl Ord for RelPath {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        let key = |p: &'_ RelPath| {
-            p.0.clone()
-                .into_iter()
-                .map(|b| if b == b'/' { 0 } else { b })
-        };
+        let key = |p: &'_ RelPath| p.0.clone().into_iter().map(|b| if b == b'/' { 0 } else { b });
         key(self).cmp(key(other))
     }
 }

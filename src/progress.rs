@@ -36,12 +36,7 @@ pub enum Phase {
 
 impl Progress {
     pub(crate) fn new(phase: Phase) -> Self {
-        Progress {
-            phase,
-            bytes: 0,
-            total_bytes: None,
-            entries: 0,
-        }
+        Progress { phase, bytes: 0, total_bytes: None, entries: 0 }
     }
 }
 
@@ -59,9 +54,8 @@ pub fn ignore_progress(_: Progress) -> ControlFlow<()> {
 pub(crate) fn report(callback: &mut ProgressFn<'_>, progress: Progress) -> Result<()> {
     match callback(progress) {
         ControlFlow::Continue(()) => Ok(()),
-        ControlFlow::Break(()) => Err(Error::new(
-            ErrorKind::Cancelled,
-            "stopped by the progress callback",
-        )),
+        ControlFlow::Break(()) => {
+            Err(Error::new(ErrorKind::Cancelled, "stopped by the progress callback"))
+        }
     }
 }

@@ -75,10 +75,8 @@ fn the_source_keeps_the_house_rules() {
 }
 
 fn rust_files(dir: &Path, files: &mut Vec<PathBuf>) {
-    let mut entries: Vec<_> = fs::read_dir(dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
+    let mut entries: Vec<_> =
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
     entries.sort();
     for path in entries {
         if path.is_dir() {
@@ -97,9 +95,7 @@ fn faults(name: &str, text: &str, exports: &BTreeMap<String, String>) -> Vec<Str
     }
     let lines = text.lines().count();
     if lines > MAX_LINES {
-        faults.push(format!(
-            "{lines}: over {MAX_LINES} lines: part it by its ideas"
-        ));
+        faults.push(format!("{lines}: over {MAX_LINES} lines: part it by its ideas"));
     }
     let parts = || name.trim_end_matches(".rs").split('/');
     if let Some(part) = parts().find(|part| EMPTY_NAMES.contains(part)) {
@@ -324,11 +320,7 @@ fn paths(tokens: &[Token]) -> Vec<Placed> {
             _ => i += 1,
         }
         let inline = modules.len();
-        found.extend(uses.into_iter().map(|used| Placed {
-            used,
-            imported,
-            inline,
-        }));
+        found.extend(uses.into_iter().map(|used| Placed { used, imported, inline }));
     }
     found
 }
@@ -387,10 +379,7 @@ fn outside(tokens: &[Token], paths: &[Placed]) -> Vec<Use> {
     let crates = paths.iter().filter(|p| p.imported || p.used.path.len() > 1);
     let crates = crates.map(|placed| placed.used.clone());
     let keyword = tokens.iter().filter(|token| token.text == "unsafe");
-    let keyword = keyword.map(|token| Use {
-        line: token.line,
-        path: vec![token.text.clone()],
-    });
+    let keyword = keyword.map(|token| Use { line: token.line, path: vec![token.text.clone()] });
     let mut all: Vec<Use> = crates.chain(keyword).collect();
     all.sort_by_key(|used| used.line);
     all
@@ -415,9 +404,7 @@ fn inside(paths: &[Placed], module: &[&str]) -> Vec<(usize, String)> {
 
 /// What `lib.rs` exports, and from which module.
 fn exports(lib: &str) -> BTreeMap<String, String> {
-    let exported = paths(&tokens(lib))
-        .into_iter()
-        .map(|placed| placed.used.path);
+    let exported = paths(&tokens(lib)).into_iter().map(|placed| placed.used.path);
     exported
         .filter(|path| path.len() > 1 && tier(&path[0]).is_some())
         .map(|path| (path[path.len() - 1].clone(), path[0].clone()))
@@ -439,24 +426,12 @@ fn imports_upward_and_sideways_are_found() {
         ("layer/marks.rs", "fn f() -> crate::Store { x }"),
         ("layer/mod.rs", "use super::store::Store;"),
         ("layer/marks.rs", "use super::super::store;"),
-        (
-            "layer/marks.rs",
-            "mod tests { use super::super::super::store; }",
-        ),
-        (
-            "changes/walk.rs",
-            "use crate::{\n  error::{Error, Result},\n  archive as tar};",
-        ),
+        ("layer/marks.rs", "mod tests { use super::super::super::store; }"),
+        ("changes/walk.rs", "use crate::{\n  error::{Error, Result},\n  archive as tar};"),
         ("changes/walk.rs", "pub(in crate::archive) fn f() {}"),
         ("error.rs", "use crate::sys::dir;"),
-        (
-            "digest.rs",
-            "fn f() { crate::image::f(b'\"', '\\'', \"\\\"\", r#\"\"\"#) }",
-        ),
-        (
-            "store/gc.rs",
-            "macro_rules! m { () => { $crate::image::f() } }",
-        ),
+        ("digest.rs", "fn f() { crate::image::f(b'\"', '\\'', \"\\\"\", r#\"\"\"#) }"),
+        ("store/gc.rs", "macro_rules! m { () => { $crate::image::f() } }"),
     ] {
         let faults = check(name, text);
         assert_eq!(faults.len(), 1, "{name}: {text}: {faults:?}");
@@ -467,32 +442,14 @@ fn imports_upward_and_sideways_are_found() {
 #[test]
 fn imports_downward_and_within_the_folder_are_not() {
     for (name, text) in [
-        (
-            "store/gc.rs",
-            "use crate::{error::*, sys::dir::{self, Dir}, Name, RelPath as P};",
-        ),
-        (
-            "store/gc.rs",
-            "use super::lock; use self::x; use crate::store::diff;",
-        ),
-        (
-            "store/mount/mod.rs",
-            "use super::super::layer; mod tests { use super::*; }",
-        ),
+        ("store/gc.rs", "use crate::{error::*, sys::dir::{self, Dir}, Name, RelPath as P};"),
+        ("store/gc.rs", "use super::lock; use self::x; use crate::store::diff;"),
+        ("store/mount/mod.rs", "use super::super::layer; mod tests { use super::*; }"),
         ("digest.rs", "use crate::error::{Error}; use super::path;"),
         ("idmap.rs", "use crate::override_stat::Stat;"),
-        (
-            "error.rs",
-            "/// [`crate::store`]\n/* /* crate::store */ crate::image */ // crate::store",
-        ),
-        (
-            "error.rs",
-            "fn f<'a>(x: &'a str) { g(\"crate::store\", r##\"\"# crate::store\"##) }",
-        ),
-        (
-            "bin/stratafs/main.rs",
-            "use crate::args; use stratafs::Store;",
-        ),
+        ("error.rs", "/// [`crate::store`]\n/* /* crate::store */ crate::image */ // crate::store"),
+        ("error.rs", "fn f<'a>(x: &'a str) { g(\"crate::store\", r##\"\"# crate::store\"##) }"),
+        ("bin/stratafs/main.rs", "use crate::args; use stratafs::Store;"),
         ("fuzzing.rs", "use crate::store::Filter;"),
         ("path.rs", "pub(crate) fn f() -> impl Fn() + use<'a> { x }"),
     ] {
@@ -503,48 +460,21 @@ fn imports_downward_and_within_the_folder_are_not() {
 #[test]
 fn what_leaves_its_room_is_found() {
     for (name, text, lines) in [
-        (
-            "store/gc.rs",
-            "use rustix::fs;\nuse ::nix;\nfn f() { libc::sync() }",
-            &[2, 3, 4][..],
-        ),
-        (
-            "store/gc.rs",
-            "unsafe fn f() {}\nuse {std::io, libc::c_int};",
-            &[2, 3],
-        ),
-        (
-            "store/gc.rs",
-            "use fuser as f;\nextern crate rusqlite;\n",
-            &[2, 3],
-        ),
-        (
-            "fuse/session.rs",
-            "use fuser::Session; use rustix::fs;",
-            &[2],
-        ),
+        ("store/gc.rs", "use rustix::fs;\nuse ::nix;\nfn f() { libc::sync() }", &[2, 3, 4][..]),
+        ("store/gc.rs", "unsafe fn f() {}\nuse {std::io, libc::c_int};", &[2, 3]),
+        ("store/gc.rs", "use fuser as f;\nextern crate rusqlite;\n", &[2, 3]),
+        ("fuse/session.rs", "use fuser::Session; use rustix::fs;", &[2]),
         ("store/metadata/rows.rs", "use rusqlite::Row;", &[]),
         ("store/metadata.rs", "use rusqlite::Row;", &[]),
-        (
-            "sys/mount.rs",
-            "use rustix::mount; fn f() { unsafe { libc::sync() } }",
-            &[],
-        ),
+        ("sys/mount.rs", "use rustix::mount; fn f() { unsafe { libc::sync() } }", &[]),
         ("error.rs", "fn f() -> i32 { libc::ENOENT }", &[]),
         ("error.rs", "fn f() { libc::getpid() }", &[2]),
-        (
-            "path.rs",
-            "#![deny(unsafe_code)] fn nix() { x.nix(); a::nix::b }",
-            &[],
-        ),
+        ("path.rs", "#![deny(unsafe_code)] fn nix() { x.nix(); a::nix::b }", &[]),
     ] {
         let found = check(name, text);
         let expected: Vec<String> = lines.iter().map(|line| format!("{line}: ")).collect();
         let right = found.len() == lines.len()
-            && found
-                .iter()
-                .zip(&expected)
-                .all(|(f, e)| f.starts_with(e) && f.contains("alone"));
+            && found.iter().zip(&expected).all(|(f, e)| f.starts_with(e) && f.contains("alone"));
         assert!(right, "{name}: {text}: {found:?}");
     }
 }
@@ -552,16 +482,10 @@ fn what_leaves_its_room_is_found() {
 #[test]
 fn unknown_modules_names_heads_and_length_are_found() {
     let one = |faults: Vec<String>, what: &str| {
-        assert!(
-            matches!(&faults[..], [fault] if fault.contains(what)),
-            "{faults:?}"
-        );
+        assert!(matches!(&faults[..], [fault] if fault.contains(what)), "{faults:?}");
     };
     one(check("quota/mod.rs", ""), "add it to TIERS");
-    one(
-        check("store/gc.rs", "use crate::quota::Q;"),
-        "add a new module to TIERS",
-    );
+    one(check("store/gc.rs", "use crate::quota::Q;"), "add a new module to TIERS");
     one(check("store/gc.rs", "use crate::*;"), "neither a module");
     one(check("store/utils.rs", ""), "says nothing");
     one(check("store/common/lock.rs", ""), "says nothing");

@@ -15,10 +15,7 @@ fn store(root: &std::path::Path) -> Store {
 }
 
 fn labels(pairs: &[(&str, &str)]) -> Labels {
-    pairs
-        .iter()
-        .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-        .collect()
+    pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
 }
 
 fn committed(store: &Store, name: &str, parent: Option<&str>) -> Info {
@@ -47,17 +44,10 @@ fn prepare_commit_view_and_stat() {
     assert_eq!((info.kind, info.parent.clone()), (Kind::Active, None));
     assert_eq!(info.labels, labels(&[("k", "v")]));
     let base = store.commit("base", "a", CommitOptions::new()).unwrap();
-    assert_eq!(
-        (base.kind, base.labels.len()),
-        (Kind::Committed, 0),
-        "labels are not inherited"
-    );
+    assert_eq!((base.kind, base.labels.len()), (Kind::Committed, 0), "labels are not inherited");
     fails(store.stat("a"), ErrorKind::NotFound, "\"a\"");
     let view = store.view("v", Some("base"), Labels::new()).unwrap();
-    assert_eq!(
-        (view.kind, view.parent.as_deref()),
-        (Kind::View, Some("base"))
-    );
+    assert_eq!((view.kind, view.parent.as_deref()), (Kind::View, Some("base")));
     assert_eq!(store.stat("v").unwrap(), view);
     assert_eq!(store.usage("v").unwrap().inodes, 0);
     assert_eq!(store.usage("base").unwrap().inodes, 1);
@@ -70,27 +60,11 @@ fn keys_and_names_are_one_space() {
     committed(&store, "base", None);
     store.prepare("a", Some("base"), Labels::new()).unwrap();
     for key in ["a", "base"] {
-        fails(
-            store.prepare(key, None, Labels::new()),
-            ErrorKind::AlreadyExists,
-            key,
-        );
-        fails(
-            store.view(key, None, Labels::new()),
-            ErrorKind::AlreadyExists,
-            key,
-        );
+        fails(store.prepare(key, None, Labels::new()), ErrorKind::AlreadyExists, key);
+        fails(store.view(key, None, Labels::new()), ErrorKind::AlreadyExists, key);
     }
-    fails(
-        store.commit("base", "a", CommitOptions::new()),
-        ErrorKind::AlreadyExists,
-        "base",
-    );
-    assert_eq!(
-        store.stat("a").unwrap().kind,
-        Kind::Active,
-        "the active snapshot stays"
-    );
+    fails(store.commit("base", "a", CommitOptions::new()), ErrorKind::AlreadyExists, "base");
+    assert_eq!(store.stat("a").unwrap().kind, Kind::Active, "the active snapshot stays");
 }
 
 #[test]
@@ -98,21 +72,9 @@ fn parents_must_be_committed() {
     let tmp = temp();
     let store = store(tmp.path());
     store.prepare("a", None, Labels::new()).unwrap();
-    fails(
-        store.prepare("b", Some("none"), Labels::new()),
-        ErrorKind::NotFound,
-        "none",
-    );
-    fails(
-        store.prepare("b", Some("a"), Labels::new()),
-        ErrorKind::InvalidArgument,
-        "\"a\"",
-    );
-    fails(
-        store.view("b", Some("a"), Labels::new()),
-        ErrorKind::InvalidArgument,
-        "\"a\"",
-    );
+    fails(store.prepare("b", Some("none"), Labels::new()), ErrorKind::NotFound, "none");
+    fails(store.prepare("b", Some("a"), Labels::new()), ErrorKind::InvalidArgument, "\"a\"");
+    fails(store.view("b", Some("a"), Labels::new()), ErrorKind::InvalidArgument, "\"a\"");
 }
 
 #[test]
@@ -121,26 +83,10 @@ fn only_active_snapshots_are_committed() {
     let store = store(tmp.path());
     committed(&store, "base", None);
     store.view("v", Some("base"), Labels::new()).unwrap();
-    fails(
-        store.commit("n", "v", CommitOptions::new()),
-        ErrorKind::FailedPrecondition,
-        "view",
-    );
-    fails(
-        store.commit("n", "base", CommitOptions::new()),
-        ErrorKind::FailedPrecondition,
-        "base",
-    );
-    fails(
-        store.commit("n", "none", CommitOptions::new()),
-        ErrorKind::NotFound,
-        "none",
-    );
-    fails(
-        store.settle("v", &mut ignore_progress),
-        ErrorKind::FailedPrecondition,
-        "view",
-    );
+    fails(store.commit("n", "v", CommitOptions::new()), ErrorKind::FailedPrecondition, "view");
+    fails(store.commit("n", "base", CommitOptions::new()), ErrorKind::FailedPrecondition, "base");
+    fails(store.commit("n", "none", CommitOptions::new()), ErrorKind::NotFound, "none");
+    fails(store.settle("v", &mut ignore_progress), ErrorKind::FailedPrecondition, "view");
 }
 
 #[test]
@@ -149,36 +95,14 @@ fn rebase_gives_a_parent_to_what_had_none() {
     let store = store(tmp.path());
     committed(&store, "base", None);
     committed(&store, "other", None);
-    let onto = |parent: &str| CommitOptions {
-        parent: Some(parent.into()),
-        labels: Labels::new(),
-    };
+    let onto = |parent: &str| CommitOptions { parent: Some(parent.into()), labels: Labels::new() };
     store.prepare("a", None, Labels::new()).unwrap();
-    fails(
-        store.commit("n", "a", onto("none")),
-        ErrorKind::NotFound,
-        "none",
-    );
+    fails(store.commit("n", "a", onto("none")), ErrorKind::NotFound, "none");
     store.prepare("b", None, Labels::new()).unwrap();
-    fails(
-        store.commit("n", "a", onto("b")),
-        ErrorKind::FailedPrecondition,
-        "\"b\"",
-    );
-    assert_eq!(
-        store
-            .commit("n", "a", onto("base"))
-            .unwrap()
-            .parent
-            .as_deref(),
-        Some("base")
-    );
+    fails(store.commit("n", "a", onto("b")), ErrorKind::FailedPrecondition, "\"b\"");
+    assert_eq!(store.commit("n", "a", onto("base")).unwrap().parent.as_deref(), Some("base"));
     store.prepare("c", Some("base"), Labels::new()).unwrap();
-    fails(
-        store.commit("m", "c", onto("other")),
-        ErrorKind::InvalidArgument,
-        "other",
-    );
+    fails(store.commit("m", "c", onto("other")), ErrorKind::InvalidArgument, "other");
     store.commit("m", "c", onto("base")).unwrap();
 }
 
@@ -196,11 +120,7 @@ fn remove_refuses_what_has_children_and_frees_the_name() {
     store.remove("base").unwrap();
     store.cleanup().unwrap();
     for dir in ["snapshots", "staging", "trash"] {
-        assert_eq!(
-            std::fs::read_dir(tmp.path().join(dir)).unwrap().count(),
-            0,
-            "{dir}"
-        );
+        assert_eq!(std::fs::read_dir(tmp.path().join(dir)).unwrap().count(), 0, "{dir}");
     }
 }
 
@@ -208,49 +128,20 @@ fn remove_refuses_what_has_children_and_frees_the_name() {
 fn update_changes_labels_and_nothing_else() {
     let tmp = temp();
     let store = store(tmp.path());
-    let first = store
-        .prepare("a", None, labels(&[("x", "1"), ("y", "2"), ("z.z", "3")]))
-        .unwrap();
-    let one = store.update(
-        "a",
-        labels(&[("x", "9"), ("q", "8")]),
-        &["labels.x", "labels.z.z"],
-    );
+    let first = store.prepare("a", None, labels(&[("x", "1"), ("y", "2"), ("z.z", "3")])).unwrap();
+    let one = store.update("a", labels(&[("x", "9"), ("q", "8")]), &["labels.x", "labels.z.z"]);
     let one = one.unwrap();
     assert_eq!(one.labels, labels(&[("x", "9"), ("y", "2")]));
     assert_eq!(one.created, first.created);
     assert!(one.updated > first.updated);
-    let empty = store
-        .update("a", labels(&[("x", "")]), &["labels.x"])
-        .unwrap();
+    let empty = store.update("a", labels(&[("x", "")]), &["labels.x"]).unwrap();
     assert_eq!(empty.labels, labels(&[("y", "2")]));
-    assert_eq!(
-        store
-            .update("a", labels(&[("n", "1")]), &[])
-            .unwrap()
-            .labels
-            .len(),
-        1
-    );
-    assert_eq!(
-        store
-            .update("a", Labels::new(), &["labels"])
-            .unwrap()
-            .labels,
-        BTreeMap::new()
-    );
+    assert_eq!(store.update("a", labels(&[("n", "1")]), &[]).unwrap().labels.len(), 1);
+    assert_eq!(store.update("a", Labels::new(), &["labels"]).unwrap().labels, BTreeMap::new());
     for field in ["parent", "kind", "labels.", "", "created"] {
-        fails(
-            store.update("a", Labels::new(), &[field]),
-            ErrorKind::InvalidArgument,
-            field,
-        );
+        fails(store.update("a", Labels::new(), &[field]), ErrorKind::InvalidArgument, field);
     }
-    fails(
-        store.update("b", Labels::new(), &[]),
-        ErrorKind::NotFound,
-        "\"b\"",
-    );
+    fails(store.update("b", Labels::new(), &[]), ErrorKind::NotFound, "\"b\"");
 }
 
 #[test]
@@ -258,9 +149,7 @@ fn walk_filters_and_lets_the_callback_use_the_store() {
     let tmp = temp();
     let store = store(tmp.path());
     committed(&store, "base", None);
-    store
-        .prepare("a", Some("base"), labels(&[("app.io/x", "1")]))
-        .unwrap();
+    store.prepare("a", Some("base"), labels(&[("app.io/x", "1")])).unwrap();
     store.view("v", Some("base"), Labels::new()).unwrap();
     let names = |filters: &[&str]| -> Vec<String> {
         let filters: Vec<Filter> = filters.iter().map(|f| Filter::parse(f).unwrap()).collect();
@@ -288,11 +177,7 @@ fn a_second_handle_sees_what_the_first_did() {
     let tmp = temp();
     let (one, two) = (store(tmp.path()), store(tmp.path()));
     one.prepare("a", None, Labels::new()).unwrap();
-    fails(
-        two.prepare("a", None, Labels::new()),
-        ErrorKind::AlreadyExists,
-        "\"a\"",
-    );
+    fails(two.prepare("a", None, Labels::new()), ErrorKind::AlreadyExists, "\"a\"");
     two.commit("base", "a", CommitOptions::new()).unwrap();
     one.remove("base").unwrap();
     fails(two.stat("base"), ErrorKind::NotFound, "base");
@@ -307,11 +192,7 @@ fn a_store_moves_and_keeps_its_format() {
     assert_eq!(store(&there).stat("base").unwrap().kind, Kind::Committed);
     let mut options = StoreOptions::new();
     options.format = Some(LayerFormat::Aufs);
-    fails(
-        Store::open(&there, options),
-        ErrorKind::Incompatible,
-        "overlay-user",
-    );
+    fails(Store::open(&there, options), ErrorKind::Incompatible, "overlay-user");
     let mut options = StoreOptions::new();
     options.create = false;
     fails(Store::open(&here, options), ErrorKind::NotFound, "here");
@@ -344,18 +225,10 @@ fn names_that_cannot_be_are_refused() {
     let tmp = temp();
     let store = store(tmp.path());
     for bad in ["", "..", "a/../b", "a\0b"] {
-        fails(
-            store.prepare(bad, None, Labels::new()),
-            ErrorKind::InvalidArgument,
-            "cannot name",
-        );
+        fails(store.prepare(bad, None, Labels::new()), ErrorKind::InvalidArgument, "cannot name");
     }
     store.prepare("a", None, Labels::new()).unwrap();
-    fails(
-        store.commit("..", "a", CommitOptions::new()),
-        ErrorKind::InvalidArgument,
-        "cannot name",
-    );
+    fails(store.commit("..", "a", CommitOptions::new()), ErrorKind::InvalidArgument, "cannot name");
 }
 
 #[test]
@@ -365,24 +238,14 @@ fn images_hold_their_layers() {
     committed(&store, "one", None);
     committed(&store, "two", Some("one"));
     let layers = ["one".to_owned(), "two".to_owned()];
-    let image = store
-        .put_image("img", b"manifest", b"config", &layers)
-        .unwrap();
+    let image = store.put_image("img", b"manifest", b"config", &layers).unwrap();
     assert_eq!(store.image("img").unwrap(), image);
     assert_eq!(store.blob(&image.manifest).unwrap(), b"manifest");
     fails(store.remove("two"), ErrorKind::FailedPrecondition, "img");
-    fails(
-        store.put_image("bad", b"", b"", &["none".into()]),
-        ErrorKind::NotFound,
-        "none",
-    );
+    fails(store.put_image("bad", b"", b"", &["none".into()]), ErrorKind::NotFound, "none");
     fails(store.image("bad"), ErrorKind::NotFound, "bad");
     store.prepare("a", Some("one"), Labels::new()).unwrap();
-    assert_eq!(
-        store.remove_image("img").unwrap(),
-        ["two"],
-        "the other has a child"
-    );
+    assert_eq!(store.remove_image("img").unwrap(), ["two"], "the other has a child");
     fails(store.remove_image("img"), ErrorKind::NotFound, "img");
     assert_eq!(store.gc(&mut ignore_progress).unwrap().blobs, 3);
 }

@@ -61,10 +61,7 @@ fn same_contents(a: Side<'_>, b: Side<'_>) -> io::Result<bool> {
     let (mut a, mut b) = (a.dir.open_file(a.name)?, b.dir.open_file(b.name)?);
     let mut buffers = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
     loop {
-        let (n, m) = (
-            read_full(&mut a, &mut buffers.0)?,
-            read_full(&mut b, &mut buffers.1)?,
-        );
+        let (n, m) = (read_full(&mut a, &mut buffers.0)?, read_full(&mut b, &mut buffers.1)?);
         if buffers.0.get(..n) != buffers.1.get(..m) {
             return Ok(false);
         }

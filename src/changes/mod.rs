@@ -50,11 +50,6 @@ pub struct Change {
 
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} /{}",
-            self.kind.letter(),
-            self.path.as_path().display()
-        )
+        write!(f, "{} /{}", self.kind.letter(), self.path.as_path().display())
     }
 }

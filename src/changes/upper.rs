@@ -46,10 +46,7 @@ pub(crate) fn upper(
 ) -> Result<Vec<Change>> {
     let format = layer.format;
     let mut changes = Vec::new();
-    let mut below = Below {
-        stack: below,
-        open: vec![(RelPath::ROOT, Some(below.root()?))],
-    };
+    let mut below = Below { stack: below, open: vec![(RelPath::ROOT, Some(below.root()?))] };
     let mut done = Progress::new(Phase::Walk);
     if marks::is_opaque(format, &layer.dir).at("read the marks of", "the layer's root")? {
         lost(&mut below, &RelPath::ROOT, layer, &layer.dir, &mut changes)?;
@@ -67,16 +64,9 @@ pub(crate) fn upper(
                 };
                 // An entry of that name in the same layer is a change of it, not a deletion.
                 let replaced = name != *visit.name
-                    && visit
-                        .dir
-                        .try_stat_at(&name)
-                        .at("look at", visit.path)?
-                        .is_some();
+                    && visit.dir.try_stat_at(&name).at("look at", visit.path)?.is_some();
                 if hides && !replaced {
-                    changes.push(Change {
-                        path: parent.join(&name),
-                        kind: ChangeKind::Deleted,
-                    });
+                    changes.push(Change { path: parent.join(&name), kind: ChangeKind::Deleted });
                 }
                 return Ok(Descend::Past);
             }
@@ -89,26 +79,15 @@ pub(crate) fn upper(
         let mut kind = match &old {
             None => Some(ChangeKind::Added),
             Some(old) => {
-                let new = Side {
-                    dir: visit.dir,
-                    name: visit.name,
-                    stat: visit.stat,
-                };
-                let old = Side {
-                    dir: &old.dir,
-                    name: &old.name,
-                    stat: &old.stat,
-                };
+                let new = Side { dir: visit.dir, name: visit.name, stat: visit.stat };
+                let old = Side { dir: &old.dir, name: &old.name, stat: &old.stat };
                 (!equal(new, old, visit.path)?).then_some(ChangeKind::Modified)
             }
         };
         if visit.stat.is_dir() {
             below.enter(visit.path, visit.name)?;
             let was_dir = old.is_some_and(|old| old.stat.is_dir());
-            let dir = visit
-                .dir
-                .open_dir(visit.name)
-                .at("open directory", visit.path)?;
+            let dir = visit.dir.open_dir(visit.name).at("open directory", visit.path)?;
             let hidden = marks::separate_whiteout(format, visit.name)
                 .map_or(Ok(None), |mark| visit.dir.try_stat_at(&mark))
                 .at("look at", visit.path)?
@@ -121,10 +100,7 @@ pub(crate) fn upper(
             }
         }
         if let Some(kind) = kind {
-            changes.push(Change {
-                path: visit.path.clone(),
-                kind,
-            });
+            changes.push(Change { path: visit.path.clone(), kind });
         }
         Ok(Descend::Into)
     })?;
@@ -146,9 +122,7 @@ fn lost(
     let mut own = BTreeSet::new();
     let mut whiteouts = BTreeSet::new();
     for entry in dir.entries().at("list", path)? {
-        let stat = dir
-            .stat_at(&entry.name)
-            .at("look at", path.join(&entry.name))?;
+        let stat = dir.stat_at(&entry.name).at("look at", path.join(&entry.name))?;
         match marks::decode(layer.format, &entry.name, &stat) {
             Mark::None => {
                 own.insert(entry.name);
@@ -162,10 +136,7 @@ fn lost(
     for name in old.list()?.into_keys() {
         // A whiteout says so itself.
         if !own.contains(&name) && !whiteouts.contains(&name) {
-            changes.push(Change {
-                path: path.join(&name),
-                kind: ChangeKind::Deleted,
-            });
+            changes.push(Change { path: path.join(&name), kind: ChangeKind::Deleted });
         }
     }
     Ok(())
@@ -221,19 +192,12 @@ mod tests {
         }
 
         fn branch(&self, path: &Path) -> Branch {
-            Branch {
-                dir: Arc::new(Dir::open(path).unwrap()),
-                format: self.format,
-            }
+            Branch { dir: Arc::new(Dir::open(path).unwrap()), format: self.format }
         }
 
         fn changes(&self) -> Vec<String> {
             let below = LayerStack::new(vec![self.branch(&self.path("lower"))]);
-            let changes = upper(
-                &self.branch(&self.path("upper")),
-                &below,
-                &mut ignore_progress,
-            );
+            let changes = upper(&self.branch(&self.path("upper")), &below, &mut ignore_progress);
             changes.unwrap().iter().map(Change::to_string).collect()
         }
     }
@@ -256,13 +220,7 @@ mod tests {
             t.whiteout("upper/tree");
             t.whiteout("upper/d/never-was");
             t.file("upper/new/file", "x", 5, 1);
-            let expected = [
-                "M /d/edited",
-                "D /d/gone",
-                "A /new",
-                "A /new/file",
-                "D /tree",
-            ];
+            let expected = ["M /d/edited", "D /d/gone", "A /new", "A /new/file", "D /tree"];
             assert_eq!(t.changes(), expected, "{format}");
         }
     }
@@ -277,11 +235,7 @@ mod tests {
             t.opaque("upper/d");
             t.file("upper/d/kept", "x", 5, 1);
             t.file("upper/d/new", "x", 5, 1);
-            assert_eq!(
-                t.changes(),
-                ["M /d", "A /d/new", "D /d/old", "D /d/sub"],
-                "{format}"
-            );
+            assert_eq!(t.changes(), ["M /d", "A /d/new", "D /d/old", "D /d/sub"], "{format}");
         }
     }
 

@@ -20,10 +20,7 @@ pub(crate) struct Blob {
 impl Blob {
     /// The identity of these bytes.
     pub(crate) fn of(bytes: &[u8]) -> Self {
-        Blob {
-            digest: Digest::of(bytes),
-            size: bytes.len() as u64,
-        }
+        Blob { digest: Digest::of(bytes), size: bytes.len() as u64 }
     }
 }
 
@@ -33,10 +30,7 @@ impl TryFrom<&Descriptor> for Blob {
     /// # Errors
     /// [`ErrorKind::Unsupported`] if the digest is not a sha256.
     fn try_from(descriptor: &Descriptor) -> Result<Self> {
-        Ok(Blob {
-            digest: descriptor.digest().as_ref().parse()?,
-            size: descriptor.size(),
-        })
+        Ok(Blob { digest: descriptor.digest().as_ref().parse()?, size: descriptor.size() })
     }
 }
 
@@ -51,11 +45,7 @@ pub(crate) struct Section {
 impl Section {
     /// `size` bytes from offset `at`.
     pub(crate) fn new(file: Arc<File>, at: u64, size: u64) -> Self {
-        Section {
-            file,
-            at,
-            left: size,
-        }
+        Section { file, at, left: size }
     }
 
     /// What is left to read, in bytes.
@@ -66,12 +56,8 @@ impl Section {
 
 impl Read for Section {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let n = buf
-            .len()
-            .min(usize::try_from(self.left).unwrap_or(buf.len()));
-        let n = self
-            .file
-            .read_at(buf.get_mut(..n).unwrap_or_default(), self.at)?;
+        let n = buf.len().min(usize::try_from(self.left).unwrap_or(buf.len()));
+        let n = self.file.read_at(buf.get_mut(..n).unwrap_or_default(), self.at)?;
         self.at = self.at.saturating_add(n as u64);
         self.left = self.left.saturating_sub(n as u64);
         Ok(n)
@@ -97,10 +83,7 @@ enum State<R> {
 
 impl<R: Read> Verified<R> {
     pub(crate) fn new(inner: R, promised: Blob) -> Self {
-        Verified {
-            promised,
-            state: State::Reading(Hashing::new(inner)),
-        }
+        Verified { promised, state: State::Reading(Hashing::new(inner)) }
     }
 
     /// Reads what is left and verifies the whole.
@@ -109,9 +92,7 @@ impl<R: Read> Verified<R> {
     /// [`ErrorKind::DigestMismatch`], and whatever the reader below fails with.
     pub(crate) fn finish(mut self) -> Result<()> {
         let digest = self.promised.digest;
-        io::copy(&mut self, &mut io::sink())
-            .map(drop)
-            .map_err(|e| reading(digest, e))
+        io::copy(&mut self, &mut io::sink()).map(drop).map_err(|e| reading(digest, e))
     }
 
     /// Reads all of it into memory, where it may have at most `max` bytes.
@@ -127,8 +108,7 @@ impl<R: Read> Verified<R> {
             ));
         }
         let mut bytes = Vec::new();
-        self.read_to_end(&mut bytes)
-            .map_err(|e| reading(digest, e))?;
+        self.read_to_end(&mut bytes).map_err(|e| reading(digest, e))?;
         Ok(bytes)
     }
 
@@ -209,10 +189,7 @@ mod tests {
     use super::*;
 
     fn promise(size: u64, bytes: &[u8]) -> Blob {
-        Blob {
-            digest: Digest::of(bytes),
-            size,
-        }
+        Blob { digest: Digest::of(bytes), size }
     }
 
     fn read(bytes: &[u8], promised: Blob) -> Result<Vec<u8>> {
@@ -223,9 +200,7 @@ mod tests {
     fn gives_what_is_as_promised() {
         assert_eq!(read(b"hello", Blob::of(b"hello")).unwrap(), b"hello");
         assert_eq!(read(b"", Blob::of(b"")).unwrap(), b"");
-        Verified::new(&b"hello"[..], Blob::of(b"hello"))
-            .finish()
-            .unwrap();
+        Verified::new(&b"hello"[..], Blob::of(b"hello")).finish().unwrap();
     }
 
     #[test]
@@ -257,9 +232,7 @@ mod tests {
 
     #[test]
     fn a_promise_above_the_bound_is_refused_unread() {
-        let e = Verified::new(io::empty(), promise(u64::MAX, b""))
-            .read_all(4)
-            .unwrap_err();
+        let e = Verified::new(io::empty(), promise(u64::MAX, b"")).read_all(4).unwrap_err();
         assert_eq!(e.kind(), ErrorKind::LimitExceeded);
     }
 }

@@ -58,11 +58,7 @@ impl ImageLayout {
         let path = path.as_ref();
         let metadata = fs::metadata(path).at("open image layout", path)?;
         if metadata.is_dir() {
-            return ImageLayout {
-                path: path.to_owned(),
-                source: Source::Directory,
-            }
-            .checked();
+            return ImageLayout { path: path.to_owned(), source: Source::Directory }.checked();
         }
         if !metadata.is_file() {
             return Err(Error::new(
@@ -173,11 +169,8 @@ impl ImageLayout {
     /// [`ErrorKind::NotFound`] if it is missing, [`ErrorKind::DigestMismatch`] if it has another size.
     pub(crate) fn blob(&self, blob: Blob) -> Result<BlobReader> {
         let section = self.section(Part::Blob(blob.digest))?.ok_or_else(|| {
-            Error::new(
-                ErrorKind::NotFound,
-                format!("blob {} is missing in", blob.digest),
-            )
-            .with_path(&self.path)
+            Error::new(ErrorKind::NotFound, format!("blob {} is missing in", blob.digest))
+                .with_path(&self.path)
         })?;
         if section.len() != blob.size {
             return Err(Error::new(
@@ -278,11 +271,8 @@ impl ImageLayout {
 /// A file of a layout directory as a section; none if there is no such file.
 fn open_regular(path: &Path) -> Result<Option<Section>> {
     let not_regular = || {
-        Error::new(
-            ErrorKind::InvalidImage,
-            "part of an image layout is not a regular file:",
-        )
-        .with_path(path)
+        Error::new(ErrorKind::InvalidImage, "part of an image layout is not a regular file:")
+            .with_path(path)
     };
     // Before opening, since to open a fifo may take for ever.
     match fs::metadata(path) {
@@ -309,12 +299,8 @@ pub(super) fn unique_name(stem: &str) -> String {
 /// A file without a name: it is gone when closed, however this process ends.
 fn nameless_file(dir: &Path) -> Result<File> {
     let path = dir.join(unique_name("spool"));
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(&path)
-        .at("create", &path)?;
+    let file =
+        File::options().read(true).write(true).create_new(true).open(&path).at("create", &path)?;
     fs::remove_file(&path).at("remove", &path)?;
     Ok(file)
 }

@@ -236,11 +236,7 @@ impl Manifest {
             })?;
             let chain_id = ChainId::new(below, diff_id);
             below = Some(chain_id);
-            layers.push(ImageLayer {
-                blob,
-                diff_id,
-                chain_id,
-            });
+            layers.push(ImageLayer { blob, diff_id, chain_id });
         }
         Ok(Image {
             manifest: self.blob,
@@ -265,10 +261,7 @@ fn artifact_refused(what: &str, media_type: &MediaType) -> Error {
     match Media::of(media_type) {
         Media::Unknown => Error::new(
             ErrorKind::Unsupported,
-            format!(
-                "{what} is an artifact ({:?}), not an image",
-                media_type.as_ref()
-            ),
+            format!("{what} is an artifact ({:?}), not an image", media_type.as_ref()),
         ),
         _ => refuse(&format!("the configuration of {what}"), media_type),
     }
@@ -282,10 +275,7 @@ fn bounded(what: &str, json: &[u8]) -> Result<()> {
     if json.len() as u64 > DOCUMENT_MAX {
         return Err(Error::new(
             ErrorKind::LimitExceeded,
-            format!(
-                "the {what} is {} bytes long: {DOCUMENT_MAX} are allowed",
-                json.len()
-            ),
+            format!("the {what} is {} bytes long: {DOCUMENT_MAX} are allowed", json.len()),
         ));
     }
     Ok(())
@@ -439,39 +429,21 @@ mod tests {
             .collect();
         assert_eq!(
             layers,
-            [
-                (Digest::of(b"1"), 1, diffs[0], first),
-                (Digest::of(b"2"), 1, diffs[1], second),
-            ]
+            [(Digest::of(b"1"), 1, diffs[0], first), (Digest::of(b"2"), 1, diffs[1], second),]
         );
         assert_eq!(image.chain_id(), Some(second));
         assert_eq!(image.digest(), Digest::of(image.manifest_json()));
         assert_eq!(image.config_digest(), Digest::of(image.config_json()));
-        assert_eq!(
-            image.configuration().unwrap().architecture().to_string(),
-            "amd64"
-        );
+        assert_eq!(image.configuration().unwrap().architecture().to_string(), "amd64");
     }
 
     #[test]
     fn docker_media_types_mean_the_same() {
         let image = image(|m, _| {
             let docker = "application/vnd.docker";
-            set(
-                m,
-                "/mediaType",
-                json!(format!("{docker}.distribution.manifest.v2+json")),
-            );
-            set(
-                m,
-                "/config/mediaType",
-                json!(format!("{docker}.container.image.v1+json")),
-            );
-            set(
-                m,
-                "/layers/0/mediaType",
-                json!(format!("{docker}.image.rootfs.diff.tar.gzip")),
-            );
+            set(m, "/mediaType", json!(format!("{docker}.distribution.manifest.v2+json")));
+            set(m, "/config/mediaType", json!(format!("{docker}.container.image.v1+json")));
+            set(m, "/layers/0/mediaType", json!(format!("{docker}.image.rootfs.diff.tar.gzip")));
         })
         .unwrap();
         assert_eq!(image.layers().len(), 2);
@@ -523,11 +495,7 @@ mod tests {
     fn what_is_no_image_of_ours_is_named() {
         let unsupported = ErrorKind::Unsupported;
         refused(unsupported, "artifact", |m, _| {
-            set(
-                m,
-                "/config/mediaType",
-                json!("application/vnd.oci.empty.v1+json"),
-            );
+            set(m, "/config/mediaType", json!("application/vnd.oci.empty.v1+json"));
         });
         refused(unsupported, "artifact (\"application/spdx\")", |m, _| {
             set(m, "/artifactType", json!("application/spdx"));
@@ -547,11 +515,7 @@ mod tests {
             );
         });
         refused(unsupported, "image.index", |m, _| {
-            set(
-                m,
-                "/mediaType",
-                json!("application/vnd.oci.image.index.v1+json"),
-            );
+            set(m, "/mediaType", json!("application/vnd.oci.image.index.v1+json"));
         });
         refused(unsupported, "skopeo", |m, _| {
             set(m, "/schemaVersion", json!(1));
@@ -565,10 +529,7 @@ mod tests {
     #[test]
     fn oddities_that_the_layers_do_not_depend_on_keep_no_image_out() {
         let image = image(|_, c| set(c, "/config", json!({ "Cmd": "not a list" }))).unwrap();
-        assert_eq!(
-            image.configuration().unwrap_err().kind(),
-            ErrorKind::InvalidImage
-        );
+        assert_eq!(image.configuration().unwrap_err().kind(), ErrorKind::InvalidImage);
     }
 
     #[test]
@@ -578,10 +539,7 @@ mod tests {
         for json in [deep.as_str(), doubled, "", "[]", "null", "\u{0}"] {
             let e = Image::from_json(json.as_bytes(), b"{}").unwrap_err();
             assert_eq!(e.kind(), ErrorKind::InvalidImage, "{e}");
-            assert_eq!(
-                parse_index(json.as_bytes()).unwrap_err().kind(),
-                ErrorKind::InvalidImage
-            );
+            assert_eq!(parse_index(json.as_bytes()).unwrap_err().kind(), ErrorKind::InvalidImage);
         }
         let long = vec![b' '; DOCUMENT_MAX as usize + 1];
         let e = Image::from_json(&long, b"{}").unwrap_err();

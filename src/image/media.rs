@@ -72,9 +72,5 @@ pub(super) fn refuse(what: &str, media_type: &MediaType) -> Error {
 
 /// Checks that `what` is the kind of thing it must be.
 pub(super) fn require(what: &str, media_type: &MediaType, wanted: Media) -> Result<()> {
-    if Media::of(media_type) == wanted {
-        Ok(())
-    } else {
-        Err(refuse(what, media_type))
-    }
+    if Media::of(media_type) == wanted { Ok(()) } else { Err(refuse(what, media_type)) }
 }

@@ -103,12 +103,7 @@ impl Platform {
 impl fmt::Display for Platform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // These words come from images: control characters stay off the terminal.
-        write!(
-            f,
-            "{}/{}",
-            self.os.escape_debug(),
-            self.architecture.escape_debug()
-        )?;
+        write!(f, "{}/{}", self.os.escape_debug(), self.architecture.escape_debug())?;
         match &self.variant {
             Some(variant) => write!(f, "/{}", variant.escape_debug()),
             None => Ok(()),
@@ -122,9 +117,7 @@ impl FromStr for Platform {
     fn from_str(s: &str) -> Result<Self> {
         let words: Vec<&str> = s.split('/').collect();
         let plain = |w: &&str| {
-            !w.is_empty()
-                && w.bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+            !w.is_empty() && w.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
         };
         match words.as_slice() {
             [os, architecture, rest @ ..] if rest.len() <= 1 && words.iter().all(plain) => {
@@ -140,11 +133,7 @@ impl FromStr for Platform {
 
 impl From<&oci_spec::image::Platform> for Platform {
     fn from(p: &oci_spec::image::Platform) -> Self {
-        Platform::new(
-            &p.os().to_string(),
-            &p.architecture().to_string(),
-            p.variant().as_deref(),
-        )
+        Platform::new(&p.os().to_string(), &p.architecture().to_string(), p.variant().as_deref())
     }
 }
 
@@ -161,14 +150,7 @@ mod tests {
         for s in ["linux/amd64", "linux/arm/v6", "windows/amd64"] {
             assert_eq!(p(s).to_string(), s);
         }
-        for bad in [
-            "",
-            "linux",
-            "linux/",
-            "/amd64",
-            "linux/arm/v7/x",
-            "linux/a\nb",
-        ] {
+        for bad in ["", "linux", "linux/", "/amd64", "linux/arm/v7/x", "linux/a\nb"] {
             assert!(bad.parse::<Platform>().is_err(), "{bad:?}");
         }
     }

@@ -52,12 +52,7 @@ pub(super) fn names_of(descriptor: &Descriptor) -> impl Iterator<Item = &str> {
 /// Finds the image that is meant, and verifies its manifest and configuration.
 pub(super) fn find(layout: &ImageLayout, which: &ImageSelector) -> Result<Image> {
     let index = layout.index()?;
-    let mut search = Search {
-        layout,
-        documents: 0,
-        found: Vec::new(),
-        passed_over: None,
-    };
+    let mut search = Search { layout, documents: 0, found: Vec::new(), passed_over: None };
     for descriptor in named(index.manifests(), which.name.as_deref())? {
         search.visit(descriptor, 0)?;
     }
@@ -155,8 +150,7 @@ impl Search<'_> {
             }
             _ => {
                 let what = format!("entry {}", descriptor.digest());
-                self.passed_over
-                    .get_or_insert_with(|| refuse(&what, media_type));
+                self.passed_over.get_or_insert_with(|| refuse(&what, media_type));
             }
         }
         Ok(())
@@ -288,10 +282,7 @@ mod tests {
         }
 
         fn index(&self, manifests: Vec<Value>) -> Value {
-            self.put(
-                INDEX,
-                &json!({ "schemaVersion": 2, "manifests": manifests }),
-            )
+            self.put(INDEX, &json!({ "schemaVersion": 2, "manifests": manifests }))
         }
 
         fn find(&self, manifests: Vec<Value>, which: &ImageSelector) -> Result<Image> {
@@ -321,25 +312,15 @@ mod tests {
     }
 
     fn called(descriptor: Value, name: &str) -> Value {
-        with(
-            descriptor,
-            "annotations",
-            json!({ ANNOTATION_REF_NAME: name }),
-        )
+        with(descriptor, "annotations", json!({ ANNOTATION_REF_NAME: name }))
     }
 
     fn by_name(name: &str) -> ImageSelector {
-        ImageSelector {
-            name: Some(name.to_owned()),
-            ..ImageSelector::default()
-        }
+        ImageSelector { name: Some(name.to_owned()), ..ImageSelector::default() }
     }
 
     fn by_platform(platform: &str) -> ImageSelector {
-        ImageSelector {
-            platform: Some(platform.parse().unwrap()),
-            ..ImageSelector::default()
-        }
+        ImageSelector { platform: Some(platform.parse().unwrap()), ..ImageSelector::default() }
     }
 
     fn any() -> ImageSelector {
@@ -351,10 +332,7 @@ mod tests {
         let l = Layout::new();
         let m = l.manifest("plan9/mips");
         assert_eq!(l.found(vec![m.clone()], &any()), "plan9/mips");
-        assert_eq!(
-            l.found(vec![l.index(vec![m.clone()])], &any()),
-            "plan9/mips"
-        );
+        assert_eq!(l.found(vec![l.index(vec![m.clone()])], &any()), "plan9/mips");
         let e = l.refused(vec![m], &by_platform("linux/mips"), ErrorKind::NotFound);
         assert!(e.contains("linux/mips") && e.contains("plan9/mips"), "{e}");
         l.refused(vec![], &any(), ErrorKind::NotFound);
@@ -397,11 +375,7 @@ mod tests {
             let entry = |os: &str, arch: &str, variant: &str| {
                 let m = l.manifest(&format!("{os}/{arch}/{variant}"));
                 let platform = json!({ "os": os, "architecture": arch, "variant": variant });
-                if named {
-                    with(m, "platform", platform)
-                } else {
-                    m
-                }
+                if named { with(m, "platform", platform) } else { m }
             };
             let index = l.index(vec![
                 entry("linux", "arm", "v5"),
@@ -413,11 +387,7 @@ mod tests {
             assert_eq!(find("linux/arm"), "linux/arm/v7");
             assert_eq!(find("linux/arm/v6"), "linux/arm/v6");
             assert_eq!(find("linux/arm/v8"), "linux/arm/v7");
-            let e = l.refused(
-                vec![index],
-                &by_platform("linux/amd64"),
-                ErrorKind::NotFound,
-            );
+            let e = l.refused(vec![index], &by_platform("linux/amd64"), ErrorKind::NotFound);
             assert!(e.contains("linux/arm/v5"), "{e}");
         }
     }
@@ -440,10 +410,8 @@ mod tests {
             json!({ "os": "unknown", "architecture": "unknown" }),
         );
         let empty = l.put("application/vnd.oci.empty.v1+json", &json!({}));
-        let artifact = l.put(
-            MANIFEST,
-            &json!({ "schemaVersion": 2, "config": empty, "layers": [] }),
-        );
+        let artifact =
+            l.put(MANIFEST, &json!({ "schemaVersion": 2, "config": empty, "layers": [] }));
         let unknown = l.put("application/vnd.example+json", &json!({}));
         let others = vec![attestation, artifact, unknown];
         let mut all = others.clone();
@@ -464,11 +432,7 @@ mod tests {
             d
         };
         assert_eq!(l.found(vec![nested(DEPTH_MAX)], &any()), "linux/amd64");
-        l.refused(
-            vec![nested(DEPTH_MAX + 1)],
-            &any(),
-            ErrorKind::LimitExceeded,
-        );
+        l.refused(vec![nested(DEPTH_MAX + 1)], &any(), ErrorKind::LimitExceeded);
         let mut wide = l.manifest("linux/amd64");
         for _ in 0..DEPTH_MAX {
             wide = l.index(vec![wide; 20]);
@@ -480,10 +444,8 @@ mod tests {
     fn missing_and_damaged_documents_are_named() {
         let l = Layout::new();
         let m = l.manifest("linux/amd64");
-        let file = l
-            .path()
-            .join("blobs/sha256")
-            .join(&m["digest"].as_str().unwrap()["sha256:".len()..]);
+        let file =
+            l.path().join("blobs/sha256").join(&m["digest"].as_str().unwrap()["sha256:".len()..]);
         let digest = m["digest"].as_str().unwrap();
         let bytes = fs::read(&file).unwrap();
 
@@ -504,12 +466,9 @@ mod tests {
 
     #[test]
     fn only_layouts_of_version_1_0_are_read() {
-        for (version, good) in [
-            ("1.0.0", true),
-            ("1.0.12", true),
-            ("1.0.", false),
-            ("1.1.0", false),
-        ] {
+        for (version, good) in
+            [("1.0.0", true), ("1.0.12", true), ("1.0.", false), ("1.1.0", false)]
+        {
             let l = Layout::new().with_version(version);
             let m = l.manifest("linux/amd64");
             let found = l.find(vec![m], &any());

@@ -44,9 +44,7 @@ pub(super) enum Part {
 impl Part {
     /// The part that a tar's entry of this name is, if any.
     fn named(name: &[u8]) -> Option<Self> {
-        let mut components = name
-            .split(|b| *b == b'/')
-            .filter(|c| !c.is_empty() && *c != b".");
+        let mut components = name.split(|b| *b == b'/').filter(|c| !c.is_empty() && *c != b".");
         let part = match components.next()? {
             b"oci-layout" => Part::Version,
             b"index.json" => Part::Index,
@@ -78,16 +76,9 @@ impl TarIndex {
             Err(e) if e.raw_os_error().is_some() => Error::io("read", path, e),
             Err(e) => bad("not a tar file, or a damaged one:".to_owned()).with_source(e),
         };
-        let end = file
-            .metadata()
-            .map_err(|e| Error::io("stat", path, e))?
-            .len();
+        let end = file.metadata().map_err(|e| Error::io("stat", path, e))?.len();
         let budget = Cell::new(HEADER_MAX);
-        let mut archive = tar::Archive::new(Headers {
-            file: &file,
-            at: 0,
-            budget: &budget,
-        });
+        let mut archive = tar::Archive::new(Headers { file: &file, at: 0, budget: &budget });
         let mut parts = BTreeMap::new();
         let entries = archive.entries_with_seek().map_err(failed)?;
         for (n, entry) in entries.enumerate() {
@@ -286,13 +277,7 @@ mod tests {
     #[test]
     fn huge_headers_are_refused_before_they_are_in_memory() {
         let e = index(|b| {
-            add(
-                b,
-                "././@LongLink",
-                EntryType::GNULongName,
-                "",
-                &vec![b'n'; HEADER_MAX as usize],
-            );
+            add(b, "././@LongLink", EntryType::GNULongName, "", &vec![b'n'; HEADER_MAX as usize]);
             file(b, "x", b"");
         })
         .unwrap_err();

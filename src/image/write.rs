@@ -99,10 +99,7 @@ impl LayoutWriter {
         let (parent, name) = split(path)?;
         // With the mode that the published directory shall have.
         let staging = Staging::new(&parent, &name, 0o777)?;
-        Ok(LayoutWriter::new(
-            staging,
-            Output::Directory(path.to_owned()),
-        ))
+        Ok(LayoutWriter::new(staging, Output::Directory(path.to_owned())))
     }
 
     /// Writes the tar file `path`, and replaces a regular file there. `temp_dir` takes the blobs
@@ -133,12 +130,7 @@ impl LayoutWriter {
     }
 
     fn new(staging: Staging, output: Output) -> Self {
-        LayoutWriter {
-            staging,
-            output,
-            blobs: BTreeMap::new(),
-            images: Vec::new(),
-        }
+        LayoutWriter { staging, output, blobs: BTreeMap::new(), images: Vec::new() }
     }
 
     /// Starts a blob: write its bytes, then call [`BlobWriter::finish`].
@@ -191,9 +183,8 @@ impl LayoutWriter {
         self.add_blob(config)?;
         let mut descriptor = descriptor(MediaType::ImageManifest, manifest)?;
         let platform = image.platform();
-        let mut builder = PlatformBuilder::default()
-            .os(platform.os())
-            .architecture(platform.architecture());
+        let mut builder =
+            PlatformBuilder::default().os(platform.os()).architecture(platform.architecture());
         if let Some(variant) = platform.variant() {
             builder = builder.variant(variant);
         }
@@ -213,12 +204,7 @@ impl LayoutWriter {
     /// [`ErrorKind::Cancelled`]; else what the file system or the stream fails with. Nothing is
     /// published then, though a stream has got a part.
     pub fn finish(self, progress: &mut ProgressFn<'_>) -> Result<()> {
-        let LayoutWriter {
-            staging,
-            output,
-            blobs,
-            images,
-        } = self;
+        let LayoutWriter { staging, output, blobs, images } = self;
         let index = to_json(&Index {
             schema_version: SCHEMA_VERSION,
             media_type: MediaType::ImageIndex,
@@ -249,9 +235,9 @@ impl LayoutWriter {
                 partial.publish(&path)?;
                 sync(&parent)
             }
-            Output::Stream(stream) => layout
-                .write_tar(stream, Path::new("(stream)"), progress)
-                .map(drop),
+            Output::Stream(stream) => {
+                layout.write_tar(stream, Path::new("(stream)"), progress).map(drop)
+            }
         }
     }
 }
@@ -281,10 +267,7 @@ impl BlobWriter<'_> {
     /// What the file system fails with.
     pub fn finish(self) -> Result<(Digest, u64)> {
         let (file, digest, size) = self.bytes.finish();
-        let file = file
-            .into_inner()
-            .map_err(|e| e.into_error())
-            .at("write", &self.partial.0)?;
+        let file = file.into_inner().map_err(|e| e.into_error()).at("write", &self.partial.0)?;
         if !self.layout.has_blob(digest) {
             if matches!(self.layout.output, Output::Directory(_)) {
                 file.sync_all().at("sync", &self.partial.0)?;
@@ -384,8 +367,7 @@ impl Layout<'_> {
         }
         for name in ["blobs/", "blobs/sha256/"] {
             let mut header = header(tar::EntryType::Directory, 0);
-            tar.append_data(&mut header, name, io::empty())
-                .map_err(failed)?;
+            tar.append_data(&mut header, name, io::empty()).map_err(failed)?;
         }
         for (digest, size) in self.sizes {
             let file = self.blobs.join(digest.hex());
@@ -443,10 +425,7 @@ struct Staging {
 impl Staging {
     fn new(parent: &Path, stem: &str, mode: u32) -> Result<Self> {
         let path = parent.join(unique_name(stem));
-        DirBuilder::new()
-            .mode(mode)
-            .create(&path)
-            .at("create directory", &path)?;
+        DirBuilder::new().mode(mode).create(&path).at("create directory", &path)?;
         let staging = Staging { path };
         let blobs = staging.path.join("blobs/sha256");
         fs::create_dir_all(&blobs).at("create directory", &blobs)?;
@@ -507,10 +486,7 @@ impl Drop for Partial {
 fn replaceable(path: &Path) -> Result<()> {
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_file() => Ok(()),
-        Ok(_) => Err(occupied(
-            "there is something that is not a regular file at",
-            path,
-        )),
+        Ok(_) => Err(occupied("there is something that is not a regular file at", path)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(e) => Err(Error::io("stat", path, e)),
     }
@@ -524,7 +500,7 @@ fn occupied(message: &'static str, path: &Path) -> Error {
 fn split(path: &Path) -> Result<(PathBuf, String)> {
     let Some(name) = path.file_name() else {
         return Err(
-            Error::new(ErrorKind::InvalidArgument, "no name of a file to write:").with_path(path),
+            Error::new(ErrorKind::InvalidArgument, "no name of a file to write:").with_path(path)
         );
     };
     let parent = match path.parent() {
@@ -538,9 +514,7 @@ fn split(path: &Path) -> Result<(PathBuf, String)> {
 
 /// Makes a file, or the names in a directory, outlast a power cut.
 fn sync(path: &Path) -> Result<()> {
-    File::open(path)
-        .and_then(|file| file.sync_all())
-        .at("sync", path)
+    File::open(path).and_then(|file| file.sync_all()).at("sync", path)
 }
 
 #[cfg(test)]
@@ -588,10 +562,7 @@ mod tests {
     #[track_caller]
     fn check(path: &Path, name: Option<&str>, digest: Digest, layers: &[&[u8]]) {
         let layout = ImageLayout::open(path).unwrap();
-        let which = ImageSelector {
-            name: name.map(str::to_owned),
-            platform: None,
-        };
+        let which = ImageSelector { name: name.map(str::to_owned), platform: None };
         let image = layout.image(&which).unwrap();
         assert_eq!(image.digest(), digest);
         let read: Vec<_> = image
@@ -624,20 +595,14 @@ mod tests {
         let tar_out = dir.path().join("image.tar");
         for (mut writer, path) in [
             (LayoutWriter::to_directory(&dir_out).unwrap(), &dir_out),
-            (
-                LayoutWriter::to_tar_file(&tar_out, dir.path()).unwrap(),
-                &tar_out,
-            ),
+            (LayoutWriter::to_tar_file(&tar_out, dir.path()).unwrap(), &tar_out),
         ] {
             let a = add(&mut writer, layers, Some("a"));
             let b = add(&mut writer, &[b"top"], Some("b"));
             writer.finish(&mut ignore_progress).unwrap();
             check(path, Some("a"), a, layers);
             check(path, Some("b"), b, &[b"top"]);
-            assert_eq!(
-                ImageLayout::open(path).unwrap().names().unwrap(),
-                ["a", "b"]
-            );
+            assert_eq!(ImageLayout::open(path).unwrap().names().unwrap(), ["a", "b"]);
         }
         assert_eq!(names_in(dir.path()), ["image.tar", "layout"]);
         assert_eq!(names_in(&dir_out), ["blobs", "index.json", "oci-layout"]);
@@ -663,14 +628,7 @@ mod tests {
         assert_eq!(names_in(dir.path()), [""; 0]);
         let layout =
             ImageLayout::spool(&one[..], dir.path(), 1 << 20, &mut ignore_progress).unwrap();
-        assert_eq!(
-            layout
-                .image(&ImageSelector::default())
-                .unwrap()
-                .layers()
-                .len(),
-            2
-        );
+        assert_eq!(layout.image(&ImageSelector::default()).unwrap().layers().len(), 2);
         assert_eq!(names_in(dir.path()), [""; 0]);
     }
 
@@ -696,9 +654,7 @@ mod tests {
         assert_eq!(kind(&gzip, tar.len() as u64 - 1), ErrorKind::LimitExceeded);
         let cut = &gzip[..gzip.len() - 9];
         assert_eq!(kind(cut, 1 << 20), ErrorKind::InvalidArchive);
-        let e = ImageLayout::spool(&gzip[..], dir.path(), 1 << 20, &mut |_| {
-            ControlFlow::Break(())
-        });
+        let e = ImageLayout::spool(&gzip[..], dir.path(), 1 << 20, &mut |_| ControlFlow::Break(()));
         assert_eq!(e.unwrap_err().kind(), ErrorKind::Cancelled);
         assert_eq!(names_in(dir.path()), ["image.tar"]);
     }
@@ -720,10 +676,7 @@ mod tests {
             assert_eq!(e.kind(), ErrorKind::AlreadyExists, "{name}");
         }
         for path in ["", "/", ".."] {
-            assert!(
-                LayoutWriter::to_tar_file(path, dir.path()).is_err(),
-                "{path}"
-            );
+            assert!(LayoutWriter::to_tar_file(path, dir.path()).is_err(), "{path}");
             assert!(LayoutWriter::to_directory(path).is_err(), "{path}");
         }
         let before = names_in(dir.path());
@@ -768,10 +721,7 @@ mod tests {
         let e = directory.finish(&mut ignore_progress).unwrap_err();
         assert_eq!(e.kind(), ErrorKind::AlreadyExists, "{e}");
         drop(tar);
-        assert_eq!(
-            names_in(dir.path()),
-            ["new", "old.tar"].map(String::from).to_vec()
-        );
+        assert_eq!(names_in(dir.path()), ["new", "old.tar"].map(String::from).to_vec());
     }
 
     #[test]
@@ -785,9 +735,7 @@ mod tests {
         .to_string();
         let layer = (Blob::of(b"a"), Compression::Gzip);
         let manifest = compose_manifest(Blob::of(config.as_bytes()), &[layer]).unwrap();
-        let e = writer
-            .add_image(&manifest, config.as_bytes(), None)
-            .unwrap_err();
+        let e = writer.add_image(&manifest, config.as_bytes(), None).unwrap_err();
         assert_eq!(e.kind(), ErrorKind::FailedPrecondition);
     }
 }

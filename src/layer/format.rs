@@ -53,18 +53,16 @@ impl FromStr for LayerFormat {
     type Err = Error;
 
     fn from_str(s: &str) -> Result<Self> {
-        [
-            LayerFormat::OverlayTrusted,
-            LayerFormat::OverlayUser,
-            LayerFormat::Aufs,
-        ]
-        .into_iter()
-        .find(|format| format.as_str() == s)
-        .ok_or_else(|| {
-            Error::new(
-                ErrorKind::InvalidArgument,
-                format!("{s:?} is not a layer format: use overlay-trusted, overlay-user or aufs"),
-            )
-        })
+        [LayerFormat::OverlayTrusted, LayerFormat::OverlayUser, LayerFormat::Aufs]
+            .into_iter()
+            .find(|format| format.as_str() == s)
+            .ok_or_else(|| {
+                Error::new(
+                    ErrorKind::InvalidArgument,
+                    format!(
+                        "{s:?} is not a layer format: use overlay-trusted, overlay-user or aufs"
+                    ),
+                )
+            })
     }
 }

@@ -159,9 +159,7 @@ fn opaque_name() -> io::Result<Name> {
 }
 
 fn xattr_key(format: LayerFormat, suffix: &str) -> Option<String> {
-    format
-        .xattr_prefix()
-        .map(|prefix| format!("{prefix}{suffix}"))
+    format.xattr_prefix().map(|prefix| format!("{prefix}{suffix}"))
 }
 
 /// Where a directory's contents in lower layers are to be found.
@@ -217,8 +215,7 @@ pub(crate) fn refers_below(format: LayerFormat, of: Of<'_>) -> io::Result<bool> 
         return Ok(false);
     };
     Ok(xattr::list(of)?.iter().any(|key| {
-        key.strip_prefix(prefix.as_bytes())
-            .is_some_and(|s| s == b"redirect" || s == b"metacopy")
+        key.strip_prefix(prefix.as_bytes()).is_some_and(|s| s == b"redirect" || s == b"metacopy")
     }))
 }
 
@@ -314,10 +311,7 @@ mod tests {
         let mark = name(".wh.x");
         let stat = dir.stat_at(&mark).unwrap();
         assert!(!is_opaque(LayerFormat::OverlayTrusted, &dir).unwrap());
-        assert_eq!(
-            decode(LayerFormat::OverlayTrusted, &mark, &stat),
-            Mark::None
-        );
+        assert_eq!(decode(LayerFormat::OverlayTrusted, &mark, &stat), Mark::None);
         assert!(!is_opaque(LayerFormat::Aufs, &dir).unwrap());
     }
 }

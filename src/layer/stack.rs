@@ -83,19 +83,12 @@ impl LayerStack {
         for (layer, branch) in self.layers.iter().enumerate().skip(first) {
             let opaque = marks::is_opaque(branch.format, &branch.dir)
                 .at("read the marks of the root of layer", layer.to_string())?;
-            parts.push(Part {
-                layer,
-                format: branch.format,
-                dir: Arc::clone(&branch.dir),
-            });
+            parts.push(Part { layer, format: branch.format, dir: Arc::clone(&branch.dir) });
             if opaque {
                 break;
             }
         }
-        Ok(MergedDir {
-            path: RelPath::ROOT,
-            parts,
-        })
+        Ok(MergedDir { path: RelPath::ROOT, parts })
     }
 
     /// What the union shows at `path`, which must not be the root; none if there is nothing, or if a
@@ -141,12 +134,7 @@ impl MergedDir {
                 Found::Whiteout => return Ok(None),
                 Found::Entry { stat, .. } => {
                     let dir = Arc::clone(&part.dir);
-                    return Ok(Some(Visible {
-                        layer: part.layer,
-                        stat,
-                        dir,
-                        name: name.clone(),
-                    }));
+                    return Ok(Some(Visible { layer: part.layer, stat, dir, name: name.clone() }));
                 }
             }
         }
@@ -171,11 +159,7 @@ impl MergedDir {
                 Ok((opaque, marks::redirect(part.format, &dir)?))
             };
             let (opaque, redirect) = marks().at("read the marks of", &path)?;
-            parts.push(Part {
-                layer: part.layer,
-                format: part.format,
-                dir,
-            });
+            parts.push(Part { layer: part.layer, format: part.format, dir });
             if ends || opaque {
                 break;
             }
@@ -191,11 +175,7 @@ impl MergedDir {
                 }
             }
         }
-        Ok(if parts.is_empty() {
-            None
-        } else {
-            Some(MergedDir { path, parts })
-        })
+        Ok(if parts.is_empty() { None } else { Some(MergedDir { path, parts }) })
     }
 
     /// The visible names, sorted, each with the index of its layer and its type.
@@ -209,10 +189,7 @@ impl MergedDir {
                 if file_type == FileType::Unknown
                     || marks::may_be_mark(part.format, &name, file_type)
                 {
-                    let stat = part
-                        .dir
-                        .stat_at(&name)
-                        .at("look at", self.path.join(&name))?;
+                    let stat = part.dir.stat_at(&name).at("look at", self.path.join(&name))?;
                     match marks::decode(part.format, &name, &stat) {
                         Mark::None => file_type = stat.file_type,
                         Mark::Whiteout(of) => {
@@ -228,10 +205,7 @@ impl MergedDir {
                 seen.entry(name).or_insert(None);
             }
         }
-        Ok(seen
-            .into_iter()
-            .filter_map(|(name, entry)| Some((name, entry?)))
-            .collect())
+        Ok(seen.into_iter().filter_map(|(name, entry)| Some((name, entry?))).collect())
     }
 }
 
@@ -311,16 +285,8 @@ mod tests {
         }
 
         fn names(&self, path: &str) -> Vec<String> {
-            let dir = self
-                .stack()
-                .directory(&RelPath::new(path).unwrap())
-                .unwrap()
-                .unwrap();
-            dir.list()
-                .unwrap()
-                .keys()
-                .map(|n| n.as_os_str().to_str().unwrap().into())
-                .collect()
+            let dir = self.stack().directory(&RelPath::new(path).unwrap()).unwrap().unwrap();
+            dir.list().unwrap().keys().map(|n| n.as_os_str().to_str().unwrap().into()).collect()
         }
     }
 

@@ -29,10 +29,7 @@ impl Counter {
         if stat.nlink > 1 && !stat.is_dir() && !self.linked.insert((stat.dev, stat.ino)) {
             return;
         }
-        self.usage.bytes = self
-            .usage
-            .bytes
-            .saturating_add(stat.blocks.saturating_mul(512));
+        self.usage.bytes = self.usage.bytes.saturating_add(stat.blocks.saturating_mul(512));
         self.usage.inodes = self.usage.inodes.saturating_add(1);
     }
 

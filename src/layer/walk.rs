@@ -50,11 +50,7 @@ impl Frame {
         let mut entries = dir.entries().at("list", path)?;
         entries.sort_unstable_by(|a, b| (order(a), &a.name).cmp(&(order(b), &b.name)));
         let names: Vec<Name> = entries.into_iter().map(|e| e.name).collect();
-        Ok(Frame {
-            identity: (stat.dev, stat.ino),
-            dir: Some(dir),
-            names: names.into_iter(),
-        })
+        Ok(Frame { identity: (stat.dev, stat.ino), dir: Some(dir), names: names.into_iter() })
     }
 }
 
@@ -62,10 +58,7 @@ impl Frame {
 /// vanish while the walk is under way are passed over.
 pub(crate) fn walk(root: &Dir, visit: &mut dyn FnMut(Visit<'_>) -> Result<Descend>) -> Result<()> {
     let mut path = RelPath::ROOT;
-    let mut frames = vec![Frame::new(
-        root.try_clone().at("open", "the root of a layer")?,
-        &path,
-    )?];
+    let mut frames = vec![Frame::new(root.try_clone().at("open", "the root of a layer")?, &path)?];
     while let Some(frame) = frames.last_mut() {
         let Some(name) = frame.names.next() else {
             let done = frames.pop();
@@ -84,12 +77,7 @@ pub(crate) fn walk(root: &Dir, visit: &mut dyn FnMut(Visit<'_>) -> Result<Descen
             }
             stat => stat.at("look at", &path)?,
         };
-        let descend = visit(Visit {
-            path: &path,
-            dir,
-            name: &name,
-            stat: &stat,
-        })?;
+        let descend = visit(Visit { path: &path, dir, name: &name, stat: &stat })?;
         if descend == Descend::Past || !stat.is_dir() {
             path.pop();
             continue;
@@ -132,11 +120,7 @@ mod tests {
         let mut paths = Vec::new();
         walk(&Dir::open(root).unwrap(), &mut |v| {
             paths.push(v.path.as_path().to_str().unwrap().to_owned());
-            Ok(if v.name.as_bytes() == b"past" {
-                Descend::Past
-            } else {
-                Descend::Into
-            })
+            Ok(if v.name.as_bytes() == b"past" { Descend::Past } else { Descend::Into })
         })
         .unwrap();
         paths
@@ -153,9 +137,7 @@ mod tests {
         fs::write(tmp.path().join(".wh.x"), "").unwrap();
         assert_eq!(
             paths(tmp.path()),
-            [
-                ".wh.x", "-", "a", "a/y", "a/y/z", "b", "b/x", "link", "past"
-            ]
+            [".wh.x", "-", "a", "a/y", "a/y/z", "b", "b/x", "link", "past"]
         );
     }
 

@@ -42,22 +42,13 @@ impl Store {
     pub fn blob(&self, digest: &Digest) -> Result<Vec<u8>> {
         let at = self.layout.path.join("blobs/sha256").join(digest.hex());
         let mut bytes = Vec::new();
-        let file = self
-            .layout
-            .blobs
-            .open_file(&name(&digest.hex())?)
-            .at("open blob", &at)?;
-        file.take(BLOB_MAX)
-            .read_to_end(&mut bytes)
-            .at("read blob", &at)?;
+        let file = self.layout.blobs.open_file(&name(&digest.hex())?).at("open blob", &at)?;
+        file.take(BLOB_MAX).read_to_end(&mut bytes).at("read blob", &at)?;
         if Digest::of(&bytes) == *digest {
             Ok(bytes)
         } else {
-            Err(Error::new(
-                ErrorKind::DigestMismatch,
-                "blob is damaged: import its image again",
-            )
-            .with_path(at))
+            Err(Error::new(ErrorKind::DigestMismatch, "blob is damaged: import its image again")
+                .with_path(at))
         }
     }
 }

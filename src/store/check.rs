@@ -39,10 +39,7 @@ pub struct CheckReport {
 
 impl CheckReport {
     fn add(&mut self, object: impl Into<String>, what: impl Into<String>) {
-        self.problems.push(Problem {
-            object: object.into(),
-            what: what.into(),
-        });
+        self.problems.push(Problem { object: object.into(), what: what.into() });
     }
 }
 

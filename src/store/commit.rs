@@ -82,11 +82,7 @@ impl Store {
     /// The snapshot, which must be active.
     pub(super) fn active(&self, key: &str, needed: &str) -> Result<Row> {
         let row = self.metadata.read(|tx| tx.get(key))?;
-        if row.info.kind == Kind::Active {
-            Ok(row)
-        } else {
-            Err(wrong_kind(&row.info, needed))
-        }
+        if row.info.kind == Kind::Active { Ok(row) } else { Err(wrong_kind(&row.info, needed)) }
     }
 
     /// What a committed layer's workdir still takes; failing costs nothing but that.
@@ -111,10 +107,7 @@ impl Store {
 }
 
 fn gone(key: &str) -> Error {
-    Error::new(
-        ErrorKind::NotFound,
-        format!("snapshot {key:?} was removed or committed meanwhile"),
-    )
+    Error::new(ErrorKind::NotFound, format!("snapshot {key:?} was removed or committed meanwhile"))
 }
 
 /// The parent that the committed snapshot will have.
@@ -174,10 +167,7 @@ pub(super) fn inspect_layer(
             }
         }
         if visit.stat.is_dir() && !has_marks {
-            let child = visit
-                .dir
-                .open_dir(visit.name)
-                .at("open directory", visit.path)?;
+            let child = visit.dir.open_dir(visit.name).at("open directory", visit.path)?;
             has_marks = marks::is_opaque(format, &child).at("read the marks of", visit.path)?;
         }
         Ok(Descend::Into)

@@ -19,9 +19,7 @@ impl Store {
     pub fn provenance(&self, key: &str, path: &RelPath) -> Result<Option<String>> {
         let chain = self.metadata.read(|tx| tx.chain(tx.get(key)?.id))?;
         let visible = self.stack(&chain)?.lookup(path)?;
-        Ok(visible
-            .and_then(|v| chain.get(v.layer))
-            .map(|row| row.info.key.clone()))
+        Ok(visible.and_then(|v| chain.get(v.layer)).map(|row| row.info.key.clone()))
     }
 
     /// How a snapshot differs from its parent, sorted by path; of one without a parent everything is
@@ -49,9 +47,6 @@ impl Store {
     /// One snapshot's layer.
     pub(super) fn branch(&self, row: &Row) -> Result<Branch> {
         let dir = Arc::new(self.layout.layer_dir(row.id)?);
-        Ok(Branch {
-            dir,
-            format: self.layout.format,
-        })
+        Ok(Branch { dir, format: self.layout.format })
     }
 }

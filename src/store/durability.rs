@@ -66,8 +66,7 @@ impl Waits {
         match self.durability {
             Durability::None => Ok(()),
             Durability::Full => self.at("sync of the file system", || {
-                dir.sync_file_system()
-                    .at("sync the file system of", "the store")
+                dir.sync_file_system().at("sync the file system of", "the store")
             }),
         }
     }

@@ -114,10 +114,7 @@ impl Filter {
                 format!("cannot read filter {shown:?}{cut}: {what} at byte {at}"),
             )
         })?;
-        Ok(Filter {
-            text: text.to_owned(),
-            selectors,
-        })
+        Ok(Filter { text: text.to_owned(), selectors })
     }
 
     /// Whether all selectors hold for `item`.
@@ -295,14 +292,12 @@ impl<'a> Parser<'a> {
         match (self.peek(), quotes) {
             (Some('"'), _) => self.quoted('"'),
             (Some(c @ ('/' | '|')), Quotes::Any) => self.quoted(c),
-            (Some('/' | '|'), Quotes::Double) => problem(
-                at,
-                "a value that begins with / or | must stand in double quotes",
-            ),
-            (Some('.' | '=' | '!' | '~'), _) => problem(
-                at,
-                "a value that begins with one of . = ! ~ must stand in double quotes",
-            ),
+            (Some('/' | '|'), Quotes::Double) => {
+                problem(at, "a value that begins with / or | must stand in double quotes")
+            }
+            (Some('.' | '=' | '!' | '~'), _) => {
+                problem(at, "a value that begins with one of . = ! ~ must stand in double quotes")
+            }
             _ => match self.take_while(|c| c != ',' && !c.is_whitespace() && !c.is_control()) {
                 "" => problem(at, "expected a value"),
                 value => Ok(value.to_owned()),
@@ -393,12 +388,8 @@ mod tests {
     /// A snapshot as containerd's own adaptor shows one.
     struct Snapshot;
 
-    const LABELS: [(&str, &str); 4] = [
-        ("tier", "gold"),
-        ("empty", ""),
-        ("example.com/owner", "team-a"),
-        ("odd\t\"|/é", "x,y z"),
-    ];
+    const LABELS: [(&str, &str); 4] =
+        [("tier", "gold"), ("empty", ""), ("example.com/owner", "team-a"), ("odd\t\"|/é", "x,y z")];
 
     impl Fields for Snapshot {
         fn field(&self, path: &[&str]) -> Option<Cow<'_, str>> {
@@ -497,15 +488,9 @@ mod tests {
         assert!(holds("kind==active,labels.tier==gold,name"));
         assert!(!holds("kind==active,labels.tier==tin,name"));
         assert!(Filter::any_matches(&[], &Snapshot));
-        assert!(Filter::any_matches(
-            &all(&["kind==view", "kind==active"]),
-            &Snapshot
-        ));
+        assert!(Filter::any_matches(&all(&["kind==view", "kind==active"]), &Snapshot));
         assert!(Filter::any_matches(&all(&["kind==view", ""]), &Snapshot));
-        assert!(!Filter::any_matches(
-            &all(&["kind==view", "size"]),
-            &Snapshot
-        ));
+        assert!(!Filter::any_matches(&all(&["kind==view", "size"]), &Snapshot));
     }
 
     #[test]
@@ -550,10 +535,7 @@ mod tests {
         ] {
             let message = refusal(filter);
             assert!(message.contains(what), "{filter:?}: {message}");
-            assert!(
-                message.ends_with(&format!("at byte {at}")),
-                "{filter:?}: {message}"
-            );
+            assert!(message.ends_with(&format!("at byte {at}")), "{filter:?}: {message}");
         }
     }
 

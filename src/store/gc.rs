@@ -143,10 +143,7 @@ impl Store {
         let mut swept = 0;
         for entry in self.layout.blobs.entries().at("list", &at)? {
             if !needed.contains(entry.name.as_bytes()) {
-                self.layout
-                    .blobs
-                    .unlink(&entry.name)
-                    .at("remove blob", &entry.name)?;
+                self.layout.blobs.unlink(&entry.name).at("remove blob", &entry.name)?;
                 swept += 1;
             }
         }

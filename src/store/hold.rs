@@ -15,10 +15,8 @@ impl Store {
     /// Holds the snapshot if nobody does in a way that excludes it.
     pub(super) fn try_hold(&self, id: i64, sharing: Sharing) -> Result<Option<Hold>> {
         let dir = self.layout.snapshot_dir(id)?;
-        let lock = try_lock(dir.into(), sharing).at(
-            "lock",
-            self.layout.path.join("snapshots").join(id.to_string()),
-        )?;
+        let lock = try_lock(dir.into(), sharing)
+            .at("lock", self.layout.path.join("snapshots").join(id.to_string()))?;
         Ok(lock.ok().map(|lock| Hold { _lock: lock }))
     }
 }

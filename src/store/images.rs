@@ -76,12 +76,7 @@ impl Store {
     /// # Errors
     /// Those of the metadata.
     pub fn images(&self) -> Result<Vec<ImageRecord>> {
-        self.metadata.read(|tx| {
-            tx.every_image()?
-                .iter()
-                .map(|row| record(tx, row))
-                .collect()
-        })
+        self.metadata.read(|tx| tx.every_image()?.iter().map(|row| record(tx, row)).collect())
     }
 
     /// Removes an image, and those of its layers that neither another image nor a snapshot needs and

@@ -13,10 +13,9 @@ impl Fields for Info {
             ["name"] => Some(Cow::Borrowed(&self.key)),
             ["parent"] => Some(Cow::Borrowed(self.parent.as_deref().unwrap_or_default())),
             ["kind"] => Some(Cow::Borrowed(self.kind.as_str())),
-            ["labels", key @ ..] if !key.is_empty() => self
-                .labels
-                .get(&key.join("."))
-                .map(|value| Cow::Borrowed(value.as_str())),
+            ["labels", key @ ..] if !key.is_empty() => {
+                self.labels.get(&key.join(".")).map(|value| Cow::Borrowed(value.as_str()))
+            }
             _ => None,
         }
     }

@@ -89,8 +89,7 @@ impl Layout {
             (None, wanted) => create_store(&root, &path, wanted)?,
         };
         let open = |text: &str| -> Result<Dir> {
-            root.open_dir(&name(text)?)
-                .at("open the store's directory", path.join(text))
+            root.open_dir(&name(text)?).at("open the store's directory", path.join(text))
         };
         let layout = Layout {
             format,
@@ -114,10 +113,7 @@ impl Layout {
     /// A snapshot's own directory.
     pub(super) fn snapshot_dir(&self, id: i64) -> Result<Dir> {
         let dir = self.snapshots.open_dir(&name(&id.to_string())?);
-        dir.at(
-            "open the snapshot's directory",
-            self.path.join("snapshots").join(id.to_string()),
-        )
+        dir.at("open the snapshot's directory", self.path.join("snapshots").join(id.to_string()))
     }
 
     /// A snapshot's layer.
@@ -165,15 +161,9 @@ impl Layout {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
             file => file.at("open", self.path.join("reserve"))?,
         };
-        let had = file
-            .metadata()
-            .at("look at", self.path.join("reserve"))?
-            .len()
-            > 0;
+        let had = file.metadata().at("look at", self.path.join("reserve"))?.len() > 0;
         // The blocks can be used again once the file system has written that they are free.
-        file.set_len(0)
-            .and_then(|()| file.sync_all())
-            .at("empty", self.path.join("reserve"))?;
+        file.set_len(0).and_then(|()| file.sync_all()).at("empty", self.path.join("reserve"))?;
         Ok(had)
     }
 }
@@ -192,20 +182,13 @@ fn read_format(root: &Dir, path: &Path) -> Result<Option<LayerFormat>> {
     let mut text = String::new();
     match root.open_file(&name("format")?) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        file => file
-            .and_then(|f| f.take(4096).read_to_string(&mut text))
-            .at("read", &at)?,
+        file => file.and_then(|f| f.take(4096).read_to_string(&mut text)).at("read", &at)?,
     };
     parse_format(&text).map(Some).map_err(|e| e.with_path(at))
 }
 
 fn parse_format(text: &str) -> Result<LayerFormat> {
-    let corrupt = || {
-        Error::new(
-            ErrorKind::Corrupt,
-            "not the format line of a stratafs store",
-        )
-    };
+    let corrupt = || Error::new(ErrorKind::Corrupt, "not the format line of a stratafs store");
     let mut words = text.trim_end().split(' ');
     if words.next() != Some(MAGIC) {
         return Err(corrupt());
@@ -269,12 +252,7 @@ fn create_store(root: &Dir, path: &Path, wanted: Option<LayerFormat>) -> Result<
     for text in ["snapshots", "staging", "trash", "blobs"] {
         make(root, text)?;
     }
-    make(
-        &root
-            .open_dir(&name("blobs")?)
-            .at("open", path.join("blobs"))?,
-        "sha256",
-    )?;
+    make(&root.open_dir(&name("blobs")?).at("open", path.join("blobs"))?, "sha256")?;
     let format = match wanted {
         Some(format) => {
             marks_are_readable(root, format).map_err(|e| e.with_path(path))?;
@@ -312,15 +290,11 @@ fn marks_are_readable(root: &Dir, format: LayerFormat) -> Result<()> {
     };
     let staging = root.open_dir(&name("staging")?).at("open", "staging")?;
     let probe = name(&format!("probe-{:016x}", super::staging::random()))?;
-    staging
-        .make_dir(&probe, 0o700)
-        .at("create a directory in", "staging")?;
+    staging.make_dir(&probe, 0o700).at("create a directory in", "staging")?;
     let key = format!("{prefix}probe");
     let tried = xattr::set(Of::Child(&staging, &probe), key.as_bytes(), b"y")
         .and_then(|()| xattr::get(Of::Child(&staging, &probe), key.as_bytes()));
-    staging
-        .remove_dir(&probe)
-        .at("remove a directory in", "staging")?;
+    staging.remove_dir(&probe).at("remove a directory in", "staging")?;
     match tried {
         Ok(Some(value)) if value == b"y" => Ok(()),
         Ok(_) => Err(Error::new(
@@ -354,11 +328,7 @@ mod tests {
 
     #[test]
     fn the_format_line_reads_back_and_unknown_features_are_refused() {
-        for format in [
-            LayerFormat::OverlayTrusted,
-            LayerFormat::OverlayUser,
-            LayerFormat::Aufs,
-        ] {
+        for format in [LayerFormat::OverlayTrusted, LayerFormat::OverlayUser, LayerFormat::Aufs] {
             assert_eq!(parse_format(&format_line(format)).unwrap(), format);
         }
         for (line, kind) in [
@@ -366,18 +336,9 @@ mod tests {
             ("stratafs", ErrorKind::Corrupt),
             ("other 1", ErrorKind::Corrupt),
             ("stratafs 1", ErrorKind::Corrupt),
-            (
-                "stratafs 2 compat= ro-compat= incompat=layers-aufs",
-                ErrorKind::Incompatible,
-            ),
-            (
-                "stratafs 1 incompat=layers-aufs,chunks",
-                ErrorKind::Incompatible,
-            ),
-            (
-                "stratafs 1 ro-compat=quota incompat=layers-aufs",
-                ErrorKind::Incompatible,
-            ),
+            ("stratafs 2 compat= ro-compat= incompat=layers-aufs", ErrorKind::Incompatible),
+            ("stratafs 1 incompat=layers-aufs,chunks", ErrorKind::Incompatible),
+            ("stratafs 1 ro-compat=quota incompat=layers-aufs", ErrorKind::Incompatible),
             ("stratafs 1 incompat=layers-tar", ErrorKind::Incompatible),
         ] {
             assert_eq!(parse_format(line).unwrap_err().kind(), kind, "{line:?}");

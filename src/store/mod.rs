@@ -132,16 +132,8 @@ impl Store {
         layout.fill_reserve()?;
         let run_dir = options.run_dir.unwrap_or_else(|| layout.path.join("run"));
         drop(lock);
-        let waits = Waits {
-            durability: options.durability,
-            hook: options.on_durable_point,
-        };
-        let store = Store {
-            layout,
-            metadata,
-            waits,
-            run_dir,
-        };
+        let waits = Waits { durability: options.durability, hook: options.on_durable_point };
+        let store = Store { layout, metadata, waits, run_dir };
         match store.sweep() {
             // A full or read-only disk is no reason not to open: `remove` must work.
             Err(e) if matches!(e.kind(), ErrorKind::NoSpace | ErrorKind::ReadOnly) => {
@@ -181,10 +173,6 @@ impl Store {
 fn wrong_kind(info: &Info, needed: &str) -> Error {
     Error::new(
         ErrorKind::FailedPrecondition,
-        format!(
-            "{:?} is {} snapshot: {needed}",
-            info.key,
-            info.kind.with_article()
-        ),
+        format!("{:?} is {} snapshot: {needed}", info.key, info.kind.with_article()),
     )
 }

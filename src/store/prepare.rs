@@ -36,14 +36,8 @@ impl Store {
     /// - [`ErrorKind::NotFound`]: there is no such parent.
     /// - [`ErrorKind::InvalidArgument`]: the parent is not committed, or the key cannot be one.
     pub fn prepare(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Info> {
-        let making = Making {
-            key,
-            kind: Kind::Active,
-            parent,
-            labels: &labels,
-        };
-        self.make(&making, |_| Ok(Filled::default()))
-            .map(|(info, _)| info)
+        let making = Making { key, kind: Kind::Active, parent, labels: &labels };
+        self.make(&making, |_| Ok(Filled::default())).map(|(info, _)| info)
     }
 
     /// Makes a read-only view of the committed `parent`, or an empty one.
@@ -51,20 +45,9 @@ impl Store {
     /// # Errors
     /// As [`Store::prepare`].
     pub fn view(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Info> {
-        let making = Making {
-            key,
-            kind: Kind::View,
-            parent,
-            labels: &labels,
-        };
+        let making = Making { key, kind: Kind::View, parent, labels: &labels };
         let settled = Some((Usage::default(), false));
-        self.make(&making, |_| {
-            Ok(Filled {
-                settled,
-                ..Filled::default()
-            })
-        })
-        .map(|(info, _)| info)
+        self.make(&making, |_| Ok(Filled { settled, ..Filled::default() })).map(|(info, _)| info)
     }
 
     /// Makes a snapshot whose layer `fill` writes; a failure anywhere leaves nothing.
@@ -77,10 +60,7 @@ impl Store {
         // Looked at now to fail early, and again when the row is written.
         let parent = self.metadata.read(|tx| {
             tx.free_key(making.key)?;
-            making
-                .parent
-                .map(|parent| committed_parent(tx, parent))
-                .transpose()
+            making.parent.map(|parent| committed_parent(tx, parent)).transpose()
         })?;
         let _parent_hold = match &parent {
             Some(parent) => self.try_hold(parent.id, Sharing::Shared)?,
@@ -106,10 +86,8 @@ impl Store {
         let staged = Staged::new(&self.layout)?;
         let make_dir = |text: &str, mode: u32| -> Result<Dir> {
             let name = layout::name(text)?;
-            let made = staged
-                .dir()
-                .make_dir(&name, mode)
-                .and_then(|()| staged.dir().open_dir(&name));
+            let made =
+                staged.dir().make_dir(&name, mode).and_then(|()| staged.dir().open_dir(&name));
             let opened = made.at("create directory", text)?;
             dir::fchmod(&opened, mode).at("set the mode of", text)?;
             Ok(opened)
@@ -126,10 +104,7 @@ impl Store {
         let published = staged.publish(id)?;
         self.waits.sync_files(&self.layout.root)?;
         let info = self.durably(|tx| {
-            let parent = making
-                .parent
-                .map(|parent| committed_parent(tx, parent))
-                .transpose()?;
+            let parent = making.parent.map(|parent| committed_parent(tx, parent)).transpose()?;
             tx.insert(&NewSnapshot {
                 id,
                 key: making.key,
@@ -148,12 +123,9 @@ impl Store {
 
 /// The parent, which must be committed.
 pub(super) fn committed_parent(tx: &super::Tx<'_>, parent: &str) -> Result<super::metadata::Row> {
-    let row = tx.find(parent)?.ok_or_else(|| {
-        Error::new(
-            ErrorKind::NotFound,
-            format!("there is no parent {parent:?}"),
-        )
-    })?;
+    let row = tx
+        .find(parent)?
+        .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no parent {parent:?}")))?;
     if row.info.kind != Kind::Committed {
         let e = wrong_kind(&row.info, "only a committed one can be a parent");
         return Err(Error::new(ErrorKind::InvalidArgument, e.to_string()));

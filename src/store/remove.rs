@@ -69,9 +69,7 @@ fn removable(tx: &super::Tx<'_>, row: &super::metadata::Row) -> Result<()> {
         ));
     }
     if let Some(image) = tx.images_of(row.id)?.first() {
-        return refuse(format!(
-            "snapshot {key:?} is a layer of image {image:?}: remove the image"
-        ));
+        return refuse(format!("snapshot {key:?} is a layer of image {image:?}: remove the image"));
     }
     Ok(())
 }

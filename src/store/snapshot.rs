@@ -30,9 +30,7 @@ impl Kind {
     }
 
     pub(super) fn from_number(number: i64) -> Option<Kind> {
-        [Kind::View, Kind::Active, Kind::Committed]
-            .into_iter()
-            .find(|k| k.number() == number)
+        [Kind::View, Kind::Active, Kind::Committed].into_iter().find(|k| k.number() == number)
     }
 
     /// The word that filters and listings use: `view`, `active`, `committed`.
@@ -131,20 +129,9 @@ mod tests {
     #[test]
     fn keys_that_are_none() {
         for bad in ["", "a\0b", "a\nb", "..", "a/../b", &"k".repeat(4097)] {
-            assert_eq!(
-                check_key(bad).unwrap_err().kind(),
-                ErrorKind::InvalidArgument,
-                "{bad:?}"
-            );
+            assert_eq!(check_key(bad).unwrap_err().kind(), ErrorKind::InvalidArgument, "{bad:?}");
         }
-        for good in [
-            "a",
-            "ns/1/sha256:ab",
-            "..a",
-            "a b",
-            "ключ",
-            &"k".repeat(4096),
-        ] {
+        for good in ["a", "ns/1/sha256:ab", "..a", "a b", "ключ", &"k".repeat(4096)] {
             check_key(good).unwrap();
         }
     }

@@ -42,22 +42,14 @@ impl<'s> Staged<'s> {
             .reopen()
             .and_then(|dir| lock(dir.into(), Sharing::Shared))
             .at("lock", &at)?;
-        layout
-            .staging
-            .make_dir(&entry, 0o700)
-            .at("create a directory in", &at)?;
+        layout.staging.make_dir(&entry, 0o700).at("create a directory in", &at)?;
         let open = || -> io::Result<(Dir, Option<Flock>)> {
             let dir = layout.staging.open_dir(&entry)?;
             let held = try_lock(dir.reopen()?.into(), Sharing::Exclusive)?.ok();
             Ok((dir, held))
         };
         let (dir, lock) = open().at("lock a new directory in", &at)?;
-        Ok(Staged {
-            layout,
-            name: entry,
-            dir,
-            lock,
-        })
+        Ok(Staged { layout, name: entry, dir, lock })
     }
 
     /// Its directory.
@@ -84,16 +76,8 @@ impl<'s> Staged<'s> {
             }
             done => done,
         };
-        renamed.at(
-            "publish",
-            self.layout.path.join("snapshots").join(id.to_string()),
-        )?;
-        Ok(Published {
-            layout: self.layout,
-            name: target,
-            lock: self.lock.take(),
-            kept: false,
-        })
+        renamed.at("publish", self.layout.path.join("snapshots").join(id.to_string()))?;
+        Ok(Published { layout: self.layout, name: target, lock: self.lock.take(), kept: false })
     }
 }
 
@@ -153,11 +137,7 @@ pub(super) fn discard(layout: &Layout, dir: &Dir, entry: &Name) -> Result<()> {
 pub(super) fn empty_trash(layout: &Layout, progress: &mut ProgressFn<'_>) -> Result<u64> {
     let mut done = Progress::new(Phase::Remove);
     let mut removed = 0;
-    for entry in layout
-        .trash
-        .entries()
-        .at("list", layout.path.join("trash"))?
-    {
+    for entry in layout.trash.entries().at("list", layout.path.join("trash"))? {
         let held = match layout.trash.open_dir(&entry.name) {
             Ok(dir) => match try_lock(dir.into(), Sharing::Exclusive).at("lock", &entry.name)? {
                 Ok(held) => Some(held),

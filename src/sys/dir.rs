@@ -69,29 +69,18 @@ impl TryFrom<OwnedFd> for Dir {
     }
 }
 
-const DIR_FLAGS: OFlags = OFlags::RDONLY
-    .union(OFlags::DIRECTORY)
-    .union(OFlags::CLOEXEC)
-    .union(OFlags::NOCTTY);
+const DIR_FLAGS: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOCTTY);
 
 impl Dir {
     /// Opens a directory by an ordinary path, following symlinks: for roots that the caller names.
     pub(crate) fn open(path: impl AsRef<Path>) -> io::Result<Dir> {
-        Ok(Dir(rustix::fs::open(
-            path.as_ref(),
-            DIR_FLAGS,
-            Mode::empty(),
-        )?))
+        Ok(Dir(rustix::fs::open(path.as_ref(), DIR_FLAGS, Mode::empty())?))
     }
 
     /// Opens the same directory once more: a descriptor with a position and locks of its own.
     pub(crate) fn reopen(&self) -> io::Result<Dir> {
-        Ok(Dir(rustix::fs::openat(
-            &self.0,
-            c".",
-            DIR_FLAGS,
-            Mode::empty(),
-        )?))
+        Ok(Dir(rustix::fs::openat(&self.0, c".", DIR_FLAGS, Mode::empty())?))
     }
 
     /// A second descriptor of the same open directory, which shares its position and locks.
@@ -123,22 +112,12 @@ impl Dir {
     /// Opens a child directory.
     pub(crate) fn open_dir(&self, name: &Name) -> io::Result<Dir> {
         let flags = DIR_FLAGS | OFlags::NOFOLLOW;
-        Ok(Dir(rustix::fs::openat(
-            &self.0,
-            name.as_bytes(),
-            flags,
-            Mode::empty(),
-        )?))
+        Ok(Dir(rustix::fs::openat(&self.0, name.as_bytes(), flags, Mode::empty())?))
     }
 
     /// Opens the directory above. Whoever calls it must know that it is not the root of a layer.
     pub(crate) fn open_parent(&self) -> io::Result<Dir> {
-        Ok(Dir(rustix::fs::openat(
-            &self.0,
-            c"..",
-            DIR_FLAGS,
-            Mode::empty(),
-        )?))
+        Ok(Dir(rustix::fs::openat(&self.0, c"..", DIR_FLAGS, Mode::empty())?))
     }
 
     /// Opens a regular file for reading; anything else is refused without blocking on it.
@@ -157,10 +136,7 @@ impl Dir {
         if stat::fstat(&fd)?.is_file() {
             Ok(File::from(fd))
         } else {
-            Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "not a regular file",
-            ))
+            Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"))
         }
     }
 
@@ -170,56 +146,34 @@ impl Dir {
         let flags =
             OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(mode);
-        Ok(File::from(rustix::fs::openat(
-            &self.0,
-            name.as_bytes(),
-            flags,
-            mode,
-        )?))
+        Ok(File::from(rustix::fs::openat(&self.0, name.as_bytes(), flags, mode)?))
     }
 
     /// Opens a file for reading and writing, making it if it is not there.
     pub(crate) fn open_or_create(&self, name: &Name, mode: u32) -> io::Result<File> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(mode);
-        Ok(File::from(rustix::fs::openat(
-            &self.0,
-            name.as_bytes(),
-            flags,
-            mode,
-        )?))
+        Ok(File::from(rustix::fs::openat(&self.0, name.as_bytes(), flags, mode)?))
     }
 
     /// Makes a directory. The process's umask applies to `mode`.
     pub(crate) fn make_dir(&self, name: &Name, mode: u32) -> io::Result<()> {
-        Ok(rustix::fs::mkdirat(
-            &self.0,
-            name.as_bytes(),
-            Mode::from_raw_mode(mode),
-        )?)
+        Ok(rustix::fs::mkdirat(&self.0, name.as_bytes(), Mode::from_raw_mode(mode))?)
     }
 
     /// Makes a fifo or device. The process's umask applies to `mode`.
     pub(crate) fn make_node(&self, name: &Name, node: Node, mode: u32) -> io::Result<()> {
         let (file_type, device) = match node {
             Node::Fifo => (rustix::fs::FileType::Fifo, 0),
-            Node::Char { major, minor } => (
-                rustix::fs::FileType::CharacterDevice,
-                rustix::fs::makedev(major, minor),
-            ),
-            Node::Block { major, minor } => (
-                rustix::fs::FileType::BlockDevice,
-                rustix::fs::makedev(major, minor),
-            ),
+            Node::Char { major, minor } => {
+                (rustix::fs::FileType::CharacterDevice, rustix::fs::makedev(major, minor))
+            }
+            Node::Block { major, minor } => {
+                (rustix::fs::FileType::BlockDevice, rustix::fs::makedev(major, minor))
+            }
         };
         let mode = Mode::from_raw_mode(mode);
-        Ok(rustix::fs::mknodat(
-            &self.0,
-            name.as_bytes(),
-            file_type,
-            mode,
-            device,
-        )?)
+        Ok(rustix::fs::mknodat(&self.0, name.as_bytes(), file_type, mode, device)?)
     }
 
     /// Makes a symlink.
@@ -230,13 +184,7 @@ impl Dir {
     /// Makes `new` in `new_dir` another name of the file `old` here; a symlink is linked itself.
     pub(crate) fn hard_link(&self, old: &Name, new_dir: &Dir, new: &Name) -> io::Result<()> {
         let (old, new) = (old.as_bytes(), new.as_bytes());
-        Ok(rustix::fs::linkat(
-            &self.0,
-            old,
-            &new_dir.0,
-            new,
-            AtFlags::empty(),
-        )?)
+        Ok(rustix::fs::linkat(&self.0, old, &new_dir.0, new, AtFlags::empty())?)
     }
 
     /// Where a symlink points.
@@ -246,20 +194,12 @@ impl Dir {
 
     /// Removes a name that is not a directory's.
     pub(crate) fn unlink(&self, name: &Name) -> io::Result<()> {
-        Ok(rustix::fs::unlinkat(
-            &self.0,
-            name.as_bytes(),
-            AtFlags::empty(),
-        )?)
+        Ok(rustix::fs::unlinkat(&self.0, name.as_bytes(), AtFlags::empty())?)
     }
 
     /// Removes an empty directory.
     pub(crate) fn remove_dir(&self, name: &Name) -> io::Result<()> {
-        Ok(rustix::fs::unlinkat(
-            &self.0,
-            name.as_bytes(),
-            AtFlags::REMOVEDIR,
-        )?)
+        Ok(rustix::fs::unlinkat(&self.0, name.as_bytes(), AtFlags::REMOVEDIR)?)
     }
 
     /// Renames, within one file system.
@@ -275,9 +215,7 @@ impl Dir {
             OnExisting::Fail => RenameFlags::NOREPLACE,
         };
         let (old, new) = (old.as_bytes(), new.as_bytes());
-        Ok(rustix::fs::renameat_with(
-            &self.0, old, &new_dir.0, new, flags,
-        )?)
+        Ok(rustix::fs::renameat_with(&self.0, old, &new_dir.0, new, flags)?)
     }
 
     /// Its entries but `.` and `..`, in no order. Reads on a descriptor of its own, from the start.
@@ -294,10 +232,7 @@ impl Dir {
             }
             let name =
                 Name::new(bytes).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
-            entries.push(DirEntry {
-                name,
-                file_type: entry.file_type().into(),
-            });
+            entries.push(DirEntry { name, file_type: entry.file_type().into() });
         }
         Ok(entries)
     }
@@ -309,18 +244,9 @@ impl Dir {
 
     /// Sets the owner of a child, symlinks themselves included. Clears setuid and setgid of files.
     pub(crate) fn chown_at(&self, name: &Name, uid: u32, gid: u32) -> io::Result<()> {
-        let (uid, gid) = (
-            rustix::fs::Uid::from_raw(uid),
-            rustix::fs::Gid::from_raw(gid),
-        );
+        let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
         let flags = AtFlags::SYMLINK_NOFOLLOW;
-        Ok(rustix::fs::chownat(
-            &self.0,
-            name.as_bytes(),
-            Some(uid),
-            Some(gid),
-            flags,
-        )?)
+        Ok(rustix::fs::chownat(&self.0, name.as_bytes(), Some(uid), Some(gid), flags)?)
     }
 
     /// Sets the mode of a child that is not a symlink; a symlink there is refused, not followed.
@@ -344,12 +270,7 @@ impl Dir {
     pub(crate) fn set_times_at(&self, name: &Name, atime: Time, mtime: Time) -> io::Result<()> {
         let times = timestamps(atime, mtime);
         let flags = AtFlags::SYMLINK_NOFOLLOW;
-        Ok(rustix::fs::utimensat(
-            &self.0,
-            name.as_bytes(),
-            &times,
-            flags,
-        )?)
+        Ok(rustix::fs::utimensat(&self.0, name.as_bytes(), &times, flags)?)
     }
 
     /// Waits until the directory itself (its names) is on disk.
@@ -375,30 +296,17 @@ fn fchmodat2_nofollow(dir: BorrowedFd<'_>, name: &Name, mode: u32) -> io::Result
             libc::AT_SYMLINK_NOFOLLOW,
         )
     };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn timestamps(atime: Time, mtime: Time) -> Timestamps {
-    let spec = |t: Time| Timespec {
-        tv_sec: t.secs,
-        tv_nsec: t.nanos.into(),
-    };
-    Timestamps {
-        last_access: spec(atime),
-        last_modification: spec(mtime),
-    }
+    let spec = |t: Time| Timespec { tv_sec: t.secs, tv_nsec: t.nanos.into() };
+    Timestamps { last_access: spec(atime), last_modification: spec(mtime) }
 }
 
 /// Sets owner, mode and times through an open descriptor, which must not be an O_PATH one.
 pub(crate) fn fchown(fd: impl AsFd, uid: u32, gid: u32) -> io::Result<()> {
-    let (uid, gid) = (
-        rustix::fs::Uid::from_raw(uid),
-        rustix::fs::Gid::from_raw(gid),
-    );
+    let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
     Ok(rustix::fs::fchown(fd, Some(uid), Some(gid))?)
 }
 

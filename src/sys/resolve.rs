@@ -95,12 +95,9 @@ fn steps(target: &[u8]) -> io::Result<(bool, Vec<Step>)> {
         match component {
             b"" | b"." => {}
             b".." => steps.push(Step::Up),
-            name => {
-                steps
-                    .push(Step::Down(Name::new(name).map_err(|_| {
-                        io::Error::from_raw_os_error(libc::ENAMETOOLONG)
-                    })?))
-            }
+            name => steps.push(Step::Down(
+                Name::new(name).map_err(|_| io::Error::from_raw_os_error(libc::ENAMETOOLONG))?,
+            )),
         }
     }
     Ok((target.first() == Some(&b'/'), steps))
@@ -257,15 +254,11 @@ mod tests {
         let root = Dir::open(tmp.path()).unwrap();
         for resolver in [Resolver::Kernel, Resolver::Userspace] {
             assert!(
-                resolver
-                    .open_dir(&root, &RelPath::new("l40").unwrap())
-                    .is_ok(),
+                resolver.open_dir(&root, &RelPath::new("l40").unwrap()).is_ok(),
                 "{resolver:?}"
             );
             assert!(
-                resolver
-                    .open_dir(&root, &RelPath::new("l41").unwrap())
-                    .is_err(),
+                resolver.open_dir(&root, &RelPath::new("l41").unwrap()).is_err(),
                 "{resolver:?}"
             );
         }

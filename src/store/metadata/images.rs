@@ -20,19 +20,15 @@ pub(in crate::store) struct ImageRow {
 impl Tx<'_> {
     /// The image of that name.
     pub(in crate::store) fn find_image(&self, name: &str) -> Result<Option<ImageRow>> {
-        Ok(self
-            .every_image()?
-            .into_iter()
-            .find(|image| image.name == name))
+        Ok(self.every_image()?.into_iter().find(|image| image.name == name))
     }
 
     /// All images, by name.
     pub(in crate::store) fn every_image(&self) -> Result<Vec<ImageRow>> {
         let sql = "SELECT name, manifest, config, created FROM images ORDER BY name";
         type Raw = (String, String, String, i64);
-        let rows: Vec<Raw> = self.all(sql, (), |row| {
-            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
-        })?;
+        let rows: Vec<Raw> =
+            self.all(sql, (), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?;
         rows.into_iter()
             .map(|(name, manifest, config, created)| {
                 Ok(ImageRow {
@@ -83,11 +79,7 @@ impl Tx<'_> {
             }
             self.execute(
                 "INSERT INTO image_layers (image, position, snapshot) VALUES (?1, ?2, ?3)",
-                params![
-                    image.name,
-                    i64::try_from(position).unwrap_or(i64::MAX),
-                    layer.id
-                ],
+                params![image.name, i64::try_from(position).unwrap_or(i64::MAX), layer.id],
             )?;
         }
         Ok(())

@@ -109,10 +109,7 @@ impl Metadata {
             )
             .with_path(&self.path));
         }
-        let mut connection = self
-            .connection
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         let attempt = || -> Result<T> {
             if let Some(sync) = sync {
                 let level = match sync {
@@ -128,8 +125,7 @@ impl Metadata {
                 .map_err(|e| failure("begin a transaction", e))?;
             let tx = Tx(tx);
             let value = body(&tx)?;
-            tx.0.commit()
-                .map_err(|e| failure("commit to the metadata", e))?;
+            tx.0.commit().map_err(|e| failure("commit to the metadata", e))?;
             Ok(value)
         };
         attempt().map_err(|e| {
@@ -143,9 +139,8 @@ impl Metadata {
     /// SQLite's own check of the file; its findings, none if it is sound.
     pub(super) fn integrity(&self) -> Result<Vec<String>> {
         self.read(|tx| {
-            let findings = tx.all("PRAGMA integrity_check(20)", (), |row| {
-                row.get::<_, String>(0)
-            })?;
+            let findings =
+                tx.all("PRAGMA integrity_check(20)", (), |row| row.get::<_, String>(0))?;
             Ok(findings.into_iter().filter(|line| line != "ok").collect())
         })
     }
@@ -159,15 +154,10 @@ impl Tx<'_> {
         params: impl rusqlite::Params,
         read: impl FnMut(&rusqlite::Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<Vec<T>> {
-        let mut statement = self
-            .0
-            .prepare(sql)
-            .map_err(|e| failure("read the metadata", e))?;
-        let rows = statement
-            .query_map(params, read)
-            .map_err(|e| failure("read the metadata", e))?;
-        rows.collect::<rusqlite::Result<_>>()
-            .map_err(|e| failure("read the metadata", e))
+        let mut statement = self.0.prepare(sql).map_err(|e| failure("read the metadata", e))?;
+        let rows =
+            statement.query_map(params, read).map_err(|e| failure("read the metadata", e))?;
+        rows.collect::<rusqlite::Result<_>>().map_err(|e| failure("read the metadata", e))
     }
 
     /// The first row of a query.
@@ -237,11 +227,8 @@ fn to_nanos(time: SystemTime) -> i64 {
 /// The reverse of [`to_nanos`].
 fn from_nanos(nanos: i64) -> SystemTime {
     let distance = Duration::from_nanos(nanos.unsigned_abs());
-    let time = if nanos < 0 {
-        UNIX_EPOCH.checked_sub(distance)
-    } else {
-        UNIX_EPOCH.checked_add(distance)
-    };
+    let time =
+        if nanos < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) };
     time.unwrap_or(UNIX_EPOCH)
 }
 
@@ -288,10 +275,7 @@ mod tests {
         assert_eq!(e.kind(), ErrorKind::Corrupt, "{e}");
         std::fs::remove_file(&path).unwrap();
         open(tmp.path(), 0);
-        Connection::open(&path)
-            .unwrap()
-            .pragma_update(None, "user_version", 99)
-            .unwrap();
+        Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
         let e = Metadata::open(&path, Duration::ZERO).unwrap_err();
         assert_eq!(e.kind(), ErrorKind::Incompatible, "{e}");
     }

@@ -61,12 +61,9 @@ pub(super) fn configure(connection: &Connection) -> rusqlite::Result<()> {
 /// Makes the tables in a new file; refuses another program's file and a newer version's.
 pub(super) fn create_or_check(connection: &mut Connection) -> Result<()> {
     let check = |e| failure("read the version of the metadata", e);
-    let tx = connection
-        .transaction_with_behavior(TransactionBehavior::Immediate)
-        .map_err(check)?;
+    let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(check)?;
     let read = |pragma: &str| {
-        tx.pragma_query_value(None, pragma, |row| row.get::<_, i32>(0))
-            .map_err(check)
+        tx.pragma_query_value(None, pragma, |row| row.get::<_, i32>(0)).map_err(check)
     };
     match (read("application_id")?, read("user_version")?) {
         (0, 0) => {
@@ -86,9 +83,6 @@ pub(super) fn create_or_check(connection: &mut Connection) -> Result<()> {
                  use the version of stratafs that wrote it, or a newer one"
             ),
         )),
-        _ => Err(Error::new(
-            ErrorKind::Corrupt,
-            "the metadata is another program's database",
-        )),
+        _ => Err(Error::new(ErrorKind::Corrupt, "the metadata is another program's database")),
     }
 }

@@ -75,10 +75,7 @@ fn read_raw(row: &rusqlite::Row<'_>) -> rusqlite::Result<Raw> {
 
 fn understand(raw: Raw) -> Result<Row> {
     let corrupt = |what: &str| {
-        Error::new(
-            ErrorKind::Corrupt,
-            format!("snapshot {:?} has {what} in the metadata", raw.key),
-        )
+        Error::new(ErrorKind::Corrupt, format!("snapshot {:?} has {what} in the metadata", raw.key))
     };
     let kind = Kind::from_number(raw.kind).ok_or_else(|| corrupt("an unknown kind"))?;
     let labels: BTreeMap<String, String> = serde_json::from_str(&raw.labels)
@@ -119,8 +116,7 @@ impl Tx<'_> {
 
     /// The intent is carried out, or given up.
     pub(in crate::store) fn end_intent(&self, id: i64) -> Result<()> {
-        self.execute("DELETE FROM intents WHERE id = ?1", [id])
-            .map(drop)
+        self.execute("DELETE FROM intents WHERE id = ?1", [id]).map(drop)
     }
 
     /// All ids of running or interrupted operations.
@@ -131,9 +127,7 @@ impl Tx<'_> {
     /// The snapshot of that key.
     pub(in crate::store) fn find(&self, key: &str) -> Result<Option<Row>> {
         let sql = format!("SELECT {COLUMNS} {FROM} WHERE s.key = ?1");
-        self.first(&sql, [key], read_raw)?
-            .map(understand)
-            .transpose()
+        self.first(&sql, [key], read_raw)?.map(understand).transpose()
     }
 
     /// As [`find`](Self::find), or an error that names the key.
@@ -145,18 +139,13 @@ impl Tx<'_> {
     /// The snapshot of that id.
     pub(in crate::store) fn find_id(&self, id: i64) -> Result<Option<Row>> {
         let sql = format!("SELECT {COLUMNS} {FROM} WHERE s.id = ?1");
-        self.first(&sql, [id], read_raw)?
-            .map(understand)
-            .transpose()
+        self.first(&sql, [id], read_raw)?.map(understand).transpose()
     }
 
     /// All snapshots, by id: parents come before their children, but for rebased ones.
     pub(in crate::store) fn every(&self) -> Result<Vec<Row>> {
         let sql = format!("SELECT {COLUMNS} {FROM} ORDER BY s.id");
-        self.all(&sql, (), read_raw)?
-            .into_iter()
-            .map(understand)
-            .collect()
+        self.all(&sql, (), read_raw)?.into_iter().map(understand).collect()
     }
 
     /// The snapshot and all below it, topmost first.
@@ -165,10 +154,7 @@ impl Tx<'_> {
         let mut next = Some(id);
         while let Some(id) = next {
             let row = self.find_id(id)?.ok_or_else(|| {
-                Error::new(
-                    ErrorKind::Corrupt,
-                    format!("the parent with id {id} is missing"),
-                )
+                Error::new(ErrorKind::Corrupt, format!("the parent with id {id} is missing"))
             })?;
             next = row.parent;
             if chain.iter().any(|seen| seen.id == row.id) {
@@ -220,10 +206,7 @@ impl Tx<'_> {
             None => Ok(()),
             Some(row) => Err(Error::new(
                 ErrorKind::AlreadyExists,
-                format!(
-                    "the name {key:?} is in use by {} snapshot",
-                    row.info.kind.with_article()
-                ),
+                format!("the name {key:?} is in use by {} snapshot", row.info.kind.with_article()),
             )),
         }
     }
@@ -290,8 +273,7 @@ impl Tx<'_> {
 
     /// Forgets a snapshot.
     pub(in crate::store) fn delete(&self, id: i64) -> Result<()> {
-        self.execute("DELETE FROM snapshots WHERE id = ?1", [id])
-            .map(drop)
+        self.execute("DELETE FROM snapshots WHERE id = ?1", [id]).map(drop)
     }
 }
 
