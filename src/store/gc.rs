@@ -2,11 +2,12 @@
 //! touched, since it holds the lock of that.
 
 use std::collections::HashSet;
+use std::path::Path;
 
 use super::metadata::Row;
 use super::snapshot::Kind;
 use super::{Store, layout, staging};
-use crate::error::{IoContext, Result};
+use crate::error::{ErrorKind, IoContext, Result};
 use crate::path::Name;
 use crate::progress::ProgressFn;
 use crate::sys::lock::{Sharing, try_lock};
@@ -23,6 +24,8 @@ pub struct GcReport {
     pub workdirs: u64,
     /// Removed snapshots whose files had not gone yet.
     pub trash: u64,
+    /// Layers of imports that never became an image.
+    pub layers: u64,
     /// Blobs that no image names.
     pub blobs: u64,
     /// Rows of mounts that are gone.
@@ -37,7 +40,7 @@ impl Store {
     pub fn gc(&self, progress: &mut ProgressFn<'_>) -> Result<GcReport> {
         let mut report = self.sweep_counted()?;
         report.trash = staging::empty_trash(&self.layout, progress)?;
-        report.blobs = self.sweep_blobs()?;
+        self.sweep_imports(&mut report)?;
         self.layout.fill_reserve()?;
         Ok(report)
     }
@@ -128,20 +131,48 @@ impl Store {
         Ok(true)
     }
 
-    fn sweep_blobs(&self) -> Result<u64> {
+    /// Layers and blobs without an image, unless an image is being brought in.
+    fn sweep_imports(&self, report: &mut GcReport) -> Result<()> {
         let at = self.layout.path.join("blobs/sha256");
         let dir = self.layout.blobs.reopen().at("open", &at)?;
-        // An image is being written: its blobs have no row yet.
         let Ok(_alone) = try_lock(dir.into(), Sharing::Exclusive).at("lock", &at)? else {
-            return Ok(0);
+            return Ok(());
         };
+        report.layers = self.sweep_layers()?;
+        report.blobs = self.sweep_blobs(&at)?;
+        Ok(())
+    }
+
+    fn sweep_layers(&self) -> Result<u64> {
+        let mut swept = 0;
+        // Children were made after their parents.
+        for row in self.metadata.read(|tx| tx.every())?.into_iter().rev() {
+            let imported = row.info.labels.contains_key(Store::IMAGE_LAYER_LABEL);
+            if !imported || row.info.kind != Kind::Committed {
+                continue;
+            }
+            match self.remove(&row.info.key) {
+                Ok(()) => swept += 1,
+                // It is needed, or gone.
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        ErrorKind::FailedPrecondition | ErrorKind::Busy | ErrorKind::NotFound
+                    ) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(swept)
+    }
+
+    fn sweep_blobs(&self, at: &Path) -> Result<u64> {
         let mut needed = HashSet::new();
         for image in self.metadata.read(|tx| tx.every_image())? {
             needed.insert(image.manifest.hex().into_bytes());
             needed.insert(image.config.hex().into_bytes());
         }
         let mut swept = 0;
-        for entry in self.layout.blobs.entries().at("list", &at)? {
+        for entry in self.layout.blobs.entries().at("list", at)? {
             if !needed.contains(entry.name.as_bytes()) {
                 self.layout.blobs.unlink(&entry.name).at("remove blob", &entry.name)?;
                 swept += 1;

@@ -7,7 +7,7 @@ use super::snapshot::check_key;
 use super::{Store, Tx};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, IoContext, Result};
-use crate::sys::lock::{Sharing, lock};
+use crate::sys::lock::{Flock, Sharing, lock};
 
 /// An image that the store holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,7 +24,27 @@ pub struct ImageRecord {
     pub created: SystemTime,
 }
 
+/// An import that is under way: what it brings has no image yet, and is left alone by gc.
+#[derive(Debug)]
+pub(crate) struct Importing {
+    _lock: Flock,
+}
+
 impl Store {
+    /// The label of snapshots that an import brought: without an image or child they are garbage.
+    pub(crate) const IMAGE_LAYER_LABEL: &str = "stratafs.image-layer";
+
+    /// To be held while an image is brought in.
+    pub(crate) fn begin_import(&self) -> Result<Importing> {
+        let lock = self
+            .layout
+            .blobs
+            .reopen()
+            .and_then(|dir| lock(dir.into(), Sharing::Shared))
+            .at("lock", self.layout.path.join("blobs/sha256"))?;
+        Ok(Importing { _lock: lock })
+    }
+
     /// Puts an image into the store: its manifest and configuration, and which committed snapshots
     /// are its layers. An image of the same name is replaced.
     ///
@@ -41,12 +61,7 @@ impl Store {
     ) -> Result<ImageRecord> {
         check_key(name)?;
         // Against the removal of blobs that no image names yet.
-        let _writing = self
-            .layout
-            .blobs
-            .reopen()
-            .and_then(|dir| lock(dir.into(), Sharing::Shared))
-            .at("lock", self.layout.path.join("blobs/sha256"))?;
+        let _writing = self.begin_import()?;
         let row = ImageRow {
             name: name.to_owned(),
             manifest: self.write_blob(manifest)?,
