@@ -10,6 +10,7 @@
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 
 mod digest;
+mod driver;
 mod error;
 #[cfg(fuzzing)]
 #[doc(hidden)]
@@ -21,6 +22,13 @@ mod store;
 mod sys;
 
 pub use digest::{ChainId, DiffId, Digest};
+#[doc(hidden)]
+pub use driver::Rung;
+pub use driver::{
+    Driver, Feature, Guard, MAX_LAYERS, Mount, MountIdentity, MountOptions, MountRequest,
+    MountState, NamespaceId, OverlayDriver, Probe, ProbeTarget, Restrictions, UpperDir, Visibility,
+    unmount_at,
+};
 pub use error::{Error, ErrorKind, Result};
 pub use layer::{LayerFormat, Usage};
 pub use path::{NAME_MAX, Name, RelPath};

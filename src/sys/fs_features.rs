@@ -38,6 +38,12 @@ pub(crate) fn file_system_name(fd: impl AsFd) -> io::Result<String> {
     })
 }
 
+/// Whether overlayfs is known to take a file system of this name for its upper directory.
+pub(crate) fn known_as_upper(name: &str) -> bool {
+    const KNOWN: [&str; 7] = ["ext4", "xfs", "btrfs", "tmpfs", "f2fs", "bcachefs", "zfs"];
+    KNOWN.contains(&name)
+}
+
 /// Whether listings tell the type of a file. `dir` must be an open directory that has a
 /// subdirectory.
 pub(crate) fn listings_tell_types(dir: impl AsFd) -> io::Result<bool> {
@@ -60,13 +66,24 @@ pub(crate) fn set_xattr(dir: impl AsFd, key: &str) -> io::Result<()> {
 /// Makes a file without a name.
 pub(crate) fn make_unnamed_file(dir: impl AsFd) -> io::Result<OwnedFd> {
     let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
-    Ok(rustix::fs::openat(dir, ".", flags, Mode::RUSR | Mode::WUSR)?)
+    Ok(rustix::fs::openat(
+        dir,
+        ".",
+        flags,
+        Mode::RUSR | Mode::WUSR,
+    )?)
 }
 
 /// Makes a whiteout: the character device 0:0.
 pub(crate) fn make_whiteout(dir: impl AsFd, name: &OsStr) -> io::Result<()> {
     let mode = Mode::empty();
-    Ok(rustix::fs::mknodat(dir, name, FileType::CharacterDevice, mode, 0)?)
+    Ok(rustix::fs::mknodat(
+        dir,
+        name,
+        FileType::CharacterDevice,
+        mode,
+        0,
+    )?)
 }
 
 /// Renames a file and leaves a whiteout in its place.

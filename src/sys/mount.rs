@@ -25,6 +25,51 @@ use rustix::thread::UnshareFlags;
 /// The kernel takes paths of up to 4095 bytes; longer ones are opened in pieces of at most this.
 const PIECE: usize = 4000;
 
+/// Why a mounting call failed, as far as callers tell the reasons apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// ENOSYS: the kernel lacks the call, or a filter hides it.
+    NoSuchCall,
+    /// ENODEV: the kernel lacks the file system.
+    NoSuchFileSystem,
+    /// EPERM or EACCES.
+    NotPermitted,
+    /// EINVAL: everything that has no number of its own.
+    Invalid,
+    /// EBUSY.
+    Busy,
+    /// ELOOP.
+    Loop,
+    /// ESTALE.
+    Stale,
+    /// ENAMETOOLONG.
+    TooLong,
+    /// EMFILE, ENFILE.
+    NoDescriptors,
+    /// ENOSPC: for mounts, fs.mount-max is reached.
+    NoSpace,
+    /// Any other.
+    Other,
+}
+
+impl Refusal {
+    pub(crate) fn of(e: &io::Error) -> Refusal {
+        match e.raw_os_error() {
+            Some(libc::ENOSYS) => Refusal::NoSuchCall,
+            Some(libc::ENODEV) => Refusal::NoSuchFileSystem,
+            Some(libc::EPERM | libc::EACCES) => Refusal::NotPermitted,
+            Some(libc::EINVAL) => Refusal::Invalid,
+            Some(libc::EBUSY) => Refusal::Busy,
+            Some(libc::ELOOP) => Refusal::Loop,
+            Some(libc::ESTALE) => Refusal::Stale,
+            Some(libc::ENAMETOOLONG) => Refusal::TooLong,
+            Some(libc::EMFILE | libc::ENFILE) => Refusal::NoDescriptors,
+            Some(libc::ENOSPC) => Refusal::NoSpace,
+            _ => Refusal::Other,
+        }
+    }
+}
+
 /// What a mount forbids.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Attributes {
@@ -355,7 +400,10 @@ mod tests {
 
     #[test]
     fn short_paths_stay_as_they_are() {
-        assert_eq!(pieces(Path::new("./a//b/../c/")), [PathBuf::from("./a//b/../c/")]);
+        assert_eq!(
+            pieces(Path::new("./a//b/../c/")),
+            [PathBuf::from("./a//b/../c/")]
+        );
         assert!(pieces(Path::new("")).is_empty());
     }
 
@@ -381,8 +429,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let target = open_dir_path(temp.path()).unwrap();
         let options = "lowerdir=no-such-descriptor";
-        let refused =
-            mount_from_descriptors("overlay", options, &target, Attributes::default());
+        let refused = mount_from_descriptors("overlay", options, &target, Attributes::default());
         assert!(refused.is_err());
         assert_eq!(std::env::current_dir().unwrap(), before);
     }

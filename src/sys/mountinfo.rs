@@ -155,7 +155,8 @@ mod tests {
 
     #[test]
     fn lines_of_mountinfo_give_id_and_unescaped_mount_point() {
-        let line = br"36 35 98:0 /mnt1 /mnt\040two\134\012x rw,noatime master:1 - ext3 /dev/root rw";
+        let line =
+            br"36 35 98:0 /mnt1 /mnt\040two\134\012x rw,noatime master:1 - ext3 /dev/root rw";
         let line = parse_line(line).unwrap();
         assert_eq!(line.id, 36);
         assert_eq!(line.mount_point, Path::new("/mnt two\\\nx"));
@@ -167,7 +168,10 @@ mod tests {
     fn the_root_is_a_mount_of_this_namespace() {
         let root = std::fs::File::open("/").unwrap();
         let ids = ids(&root).unwrap();
-        assert_eq!(mount_point(ids.id).unwrap().as_deref(), Some(Path::new("/")));
+        assert_eq!(
+            mount_point(ids.id).unwrap().as_deref(),
+            Some(Path::new("/"))
+        );
         if let Some(unique) = ids.unique {
             // ENOSYS on a kernel between the two calls, EPERM under a filter.
             if let Ok(there) = exists(unique) {
