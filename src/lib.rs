@@ -7,6 +7,7 @@
 mod changes;
 mod compression;
 mod digest;
+mod driver;
 mod error;
 #[cfg(fuzzing)]
 #[doc(hidden)]
@@ -21,6 +22,13 @@ mod sys;
 pub use changes::{Change, ChangeKind};
 pub use compression::Compression;
 pub use digest::{ChainId, DiffId, Digest};
+#[doc(hidden)]
+pub use driver::Rung;
+pub use driver::{
+    Driver, Feature, Guard, MAX_LAYERS, Mount, MountIdentity, MountOptions, MountRequest,
+    MountState, NamespaceId, OverlayDriver, Probe, ProbeTarget, Restrictions, UpperDir, Visibility,
+    unmount_at,
+};
 pub use error::{Error, ErrorKind, Result};
 pub use image::{
     BlobWriter, Image, ImageLayer, ImageLayout, ImageSelector, LayoutWriter, Platform,
@@ -29,8 +37,8 @@ pub use layer::{LayerFormat, Usage};
 pub use path::{NAME_MAX, Name, RelPath};
 pub use progress::{Phase, Progress, ProgressFn, ignore_progress};
 pub use store::{
-    CheckReport, CommitOptions, Durability, Filter, GcReport, ImageRecord, Info, Kind, Labels,
-    Problem, Store, StoreOptions,
+    CheckReport, CommitOptions, DriverChoice, Durability, Filter, GcReport, ImageRecord, Info,
+    Kind, Labels, Problem, Store, StoreOptions,
 };
 #[doc(hidden)]
 pub use store::{DurablePoint, DurablePointHook};

@@ -32,12 +32,3 @@ pub(super) fn held(info: &Info) -> Error {
         ),
     )
 }
-
-impl Store {
-    pub(super) fn not_mounted(&self, _row: &super::metadata::Row) -> Result<()> {
-        Ok(())
-    }
-    pub(super) fn sweep_mount_rows(&self) -> Result<u64> {
-        Ok(0)
-    }
-}

@@ -17,6 +17,7 @@
 //!
 //! None but 1 and 2 is waited for: who finds another taken gives [`ErrorKind::Busy`].
 
+mod activate;
 mod blobs;
 mod check;
 mod commit;
@@ -37,6 +38,7 @@ mod staging;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::driver::{Driver, OverlayDriver};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::LayerFormat;
 
@@ -69,6 +71,8 @@ pub struct StoreOptions {
     pub run_dir: Option<PathBuf>,
     /// How long to wait for another process's transaction; the default is 10 seconds.
     pub busy_timeout: Duration,
+    /// The engine that mounts; the default picks one.
+    pub driver: DriverChoice,
     #[doc(hidden)]
     pub on_durable_point: Option<DurablePointHook>,
 }
@@ -81,6 +85,7 @@ impl Default for StoreOptions {
             durability: Durability::Full,
             run_dir: None,
             busy_timeout: Duration::from_secs(10),
+            driver: DriverChoice::Auto,
             on_durable_point: None,
         }
     }
@@ -93,6 +98,25 @@ impl StoreOptions {
     }
 }
 
+/// Which engine mounts snapshots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum DriverChoice {
+    /// The best that there is; today the kernel's overlayfs.
+    #[default]
+    Auto,
+    /// The kernel's overlayfs.
+    Overlay,
+}
+
+impl DriverChoice {
+    fn driver(self) -> Box<dyn Driver> {
+        match self {
+            DriverChoice::Auto | DriverChoice::Overlay => Box::new(OverlayDriver::new()),
+        }
+    }
+}
+
 /// A store of snapshots in a directory.
 ///
 /// Several processes, and several handles in one, may use the same store at once. A handle may be
@@ -102,6 +126,7 @@ pub struct Store {
     layout: Layout,
     metadata: Metadata,
     waits: Waits,
+    driver: Box<dyn Driver>,
     run_dir: PathBuf,
 }
 
@@ -133,7 +158,8 @@ impl Store {
         let run_dir = options.run_dir.unwrap_or_else(|| layout.path.join("run"));
         drop(lock);
         let waits = Waits { durability: options.durability, hook: options.on_durable_point };
-        let store = Store { layout, metadata, waits, run_dir };
+        let driver = options.driver.driver();
+        let store = Store { layout, metadata, waits, driver, run_dir };
         match store.sweep() {
             // A full or read-only disk is no reason not to open: `remove` must work.
             Err(e) if matches!(e.kind(), ErrorKind::NoSpace | ErrorKind::ReadOnly) => {

@@ -6,8 +6,12 @@
 
 pub(crate) mod dir;
 pub(crate) mod errno;
+pub(crate) mod fs_features;
 pub(crate) mod lock;
+pub(crate) mod mount;
+pub(crate) mod mountinfo;
 pub(crate) mod remove;
 pub(crate) mod resolve;
 pub(crate) mod stat;
+pub(crate) mod userns;
 pub(crate) mod xattr;

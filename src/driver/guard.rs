@@ -1,0 +1,257 @@
+//! An active mount, and who ends it.
+
+use std::any::Any;
+use std::fmt;
+use std::path::Path;
+
+use super::identity::{MountIdentity, MountState, NamespaceId};
+use super::target::MountPoint;
+use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::sys::mount::{Refusal, Unmount};
+
+/// What an engine keeps of a mount that it made.
+pub(super) trait ActiveMount: fmt::Debug + Send + Sync {
+    fn target(&self) -> &Path;
+    fn identity(&self) -> &MountIdentity;
+    fn state(&self) -> Result<MountState>;
+    /// Does nothing if it is gone already.
+    fn unmount(&mut self, how: Unmount) -> Result<()>;
+    /// Lets it stay when the guard, and perhaps the process, is gone.
+    fn leave(self: Box<Self>) -> Result<MountIdentity>;
+}
+
+/// Who sees a mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Visibility {
+    /// The calling thread, and all that share its mount namespace.
+    Caller,
+    /// Only who is, or enters, this mount namespace.
+    Namespace(NamespaceId),
+}
+
+/// A mount that this process holds. Dropping it unmounts; where files are still in use the mount is
+/// detached instead: it leaves the tree at once, and ends with the last of them.
+///
+/// ```no_run
+/// use stratafs::{Driver, LayerFormat, MountRequest, OverlayDriver};
+///
+/// let mut request = MountRequest::new(LayerFormat::OverlayTrusted, "/store/empty");
+/// request.lower = vec!["/store/2".into(), "/store/1".into()];
+/// let mut guard = OverlayDriver::new().activate(&request, "/mnt".as_ref())?;
+/// println!("{:?}", std::fs::read_dir(guard.target()));
+/// guard.unmount()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use = "dropping the guard unmounts at once"]
+pub struct Guard {
+    /// None once it is unmounted or left.
+    mount: Option<Box<dyn ActiveMount>>,
+    target: std::path::PathBuf,
+    identity: MountIdentity,
+    /// Dropped only after the mount is gone.
+    held: Vec<Box<dyn Any + Send + Sync>>,
+}
+
+impl fmt::Debug for Guard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guard")
+            .field("mount", &self.mount)
+            .field("target", &self.target)
+            .field("identity", &self.identity)
+            .field("held", &self.held.len())
+            .finish()
+    }
+}
+
+impl Guard {
+    pub(super) fn new(mount: Box<dyn ActiveMount>) -> Self {
+        Guard {
+            target: mount.target().to_owned(),
+            identity: mount.identity().clone(),
+            mount: Some(mount),
+            held: Vec::new(),
+        }
+    }
+
+    /// Keeps `what` until the mount is gone: a lock, or a directory that must outlive it.
+    pub(crate) fn hold(&mut self, what: Box<dyn Any + Send + Sync>) {
+        self.held.push(what);
+    }
+
+    /// The directory on which it is mounted, as it was given.
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Which mount it is.
+    pub fn identity(&self) -> &MountIdentity {
+        &self.identity
+    }
+
+    /// Who sees the mount.
+    ///
+    /// # Errors
+    /// If /proc is not mounted.
+    pub fn visibility(&self) -> Result<Visibility> {
+        let namespace = self.identity.mount_namespace();
+        Ok(match namespace == NamespaceId::current()? {
+            true => Visibility::Caller,
+            false => Visibility::Namespace(namespace),
+        })
+    }
+
+    /// Whether the mount is there and alive: somebody else may have unmounted it.
+    ///
+    /// # Errors
+    /// Those of [`MountIdentity::state`].
+    pub fn state(&self) -> Result<MountState> {
+        match &self.mount {
+            Some(mount) => mount.state(),
+            None => Ok(MountState::Gone),
+        }
+    }
+
+    /// Unmounts, unless files are in use. What is gone already is no error.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] while files in it are in use, or another mount lies over it: the mount
+    /// stays and the guard holds it, so that the call may be repeated.
+    pub fn unmount(&mut self) -> Result<()> {
+        if let Some(mount) = &mut self.mount {
+            mount.unmount(Unmount::WhenIdle)?;
+        }
+        self.mount = None;
+        self.held.clear();
+        Ok(())
+    }
+
+    /// Leaves the mount in place for others, and gives what is needed to know it again:
+    /// [`unmount_at`] ends it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::FailedPrecondition`] for a mount that is unmounted, or that cannot outlive this
+    /// process.
+    pub fn leave(mut self) -> Result<MountIdentity> {
+        match self.mount.take() {
+            Some(mount) => mount.leave(),
+            None => Err(Error::new(ErrorKind::FailedPrecondition, "already unmounted from")
+                .with_path(&self.target)),
+        }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let Some(mount) = &mut self.mount else { return };
+        let mut done = mount.unmount(Unmount::WhenIdle);
+        if let Err(e) = &done
+            && e.kind() == ErrorKind::Busy
+        {
+            tracing::warn!("detaching: {e}");
+            done = mount.unmount(Unmount::Detach);
+        }
+        if let Err(e) = done {
+            tracing::error!("a mount stays: {e}");
+        }
+    }
+}
+
+/// A mount that the kernel alone keeps.
+#[derive(Debug)]
+pub(super) struct KernelMount {
+    point: MountPoint,
+    identity: MountIdentity,
+}
+
+impl KernelMount {
+    pub(super) fn new(point: MountPoint, identity: MountIdentity) -> Self {
+        KernelMount { point, identity }
+    }
+}
+
+impl ActiveMount for KernelMount {
+    fn target(&self) -> &Path {
+        self.point.path()
+    }
+
+    fn identity(&self) -> &MountIdentity {
+        &self.identity
+    }
+
+    fn state(&self) -> Result<MountState> {
+        self.identity.state(self.point.path())
+    }
+
+    fn unmount(&mut self, how: Unmount) -> Result<()> {
+        let path = self.point.path();
+        match self.identity.state(path)? {
+            MountState::Gone => return Ok(()),
+            MountState::OtherNamespace => {
+                return Err(Error::new(
+                    ErrorKind::FailedPrecondition,
+                    "cannot unmount from another mount namespace",
+                )
+                .with_path(path));
+            }
+            MountState::Mounted | MountState::Unknown => {}
+        }
+        let topmost = self.point.topmost().at("look at mount", path)?;
+        if !self.identity.is(topmost) {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                "another mount lies over the one to be unmounted; unmount that one first from",
+            )
+            .with_path(path));
+        }
+        unmount(&self.point, how)
+    }
+
+    fn leave(self: Box<Self>) -> Result<MountIdentity> {
+        Ok(self.identity)
+    }
+}
+
+/// Unmounts the topmost mount on `target`, unless files in it are in use. A symbolic link there is
+/// not followed. With `expect`, only if it is that mount.
+///
+/// # Errors
+/// [`ErrorKind::FailedPrecondition`] if nothing is mounted there, or something else than expected;
+/// [`ErrorKind::Busy`] while files in it are in use;
+/// [`ErrorKind::PermissionDenied`] without the rights.
+pub fn unmount_at(target: &Path, expect: Option<&MountIdentity>) -> Result<()> {
+    let point = MountPoint::open(target)?;
+    let topmost = point.topmost().at("look at mount", target)?;
+    let fault = if !point.is_mounted().at("look at mount", target)? {
+        Some("nothing is mounted on")
+    } else if let Some(expect) = expect
+        && MountIdentity::new(topmost)? != *expect
+    {
+        Some("not the mount that was made, but another, is on")
+    } else {
+        None
+    };
+    if let Some(fault) = fault {
+        return Err(Error::new(ErrorKind::FailedPrecondition, fault).with_path(target));
+    }
+    unmount(&point, Unmount::WhenIdle)
+}
+
+fn unmount(point: &MountPoint, how: Unmount) -> Result<()> {
+    point.unmount(how).map_err(|e| {
+        let remedy = match Refusal::of(&e) {
+            Refusal::Busy => {
+                Some("files in it are in use; end the processes that `fuser -m` lists")
+            }
+            Refusal::NotPermitted => {
+                Some("only root of the user namespace that owns the mount namespace may unmount")
+            }
+            _ => None,
+        };
+        let error = Error::io("unmount", point.path(), e);
+        match remedy {
+            Some(remedy) => error.context(remedy),
+            None => error,
+        }
+    })
+}

@@ -1,0 +1,165 @@
+//! Mounts as plain data, in the manner of containerd's `Mount{Type, Source, Options}`.
+//!
+//! The text form is that of mount(2) and mount(8): `lowerdir=` is cut at `:` and options at `,`, and
+//! overlayfs takes a backslash before each as an escape (`ovl_parse_monolithic` and
+//! `ovl_parse_param_split_lowerdirs` in the kernel's `fs/overlayfs/params.c`). Blanks and all other
+//! bytes are as they are. More layers than fit a page of text can only be mounted by the newer calls.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use super::UpperDir;
+use crate::sys::mount::Attributes;
+
+/// What a mount forbids; the default forbids nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Restrictions {
+    /// No writes.
+    pub read_only: bool,
+    /// setuid, setgid and file capabilities have no effect.
+    pub nosuid: bool,
+    /// Device files cannot be opened.
+    pub nodev: bool,
+    /// Nothing can be executed.
+    pub noexec: bool,
+}
+
+impl Restrictions {
+    pub(super) fn attributes(self) -> Attributes {
+        Attributes {
+            read_only: self.read_only,
+            nosuid: self.nosuid,
+            nodev: self.nodev,
+            noexec: self.noexec,
+        }
+    }
+
+    fn words(self) -> impl Iterator<Item = OsString> {
+        [
+            (true, if self.read_only { "ro" } else { "rw" }),
+            (self.nosuid, "nosuid"),
+            (self.nodev, "nodev"),
+            (self.noexec, "noexec"),
+        ]
+        .into_iter()
+        .filter_map(|(set, word)| set.then(|| word.into()))
+    }
+}
+
+/// Something that must be mounted for a view to appear; anybody with the rights may do it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Mount {
+    /// The directory itself, without what is mounted below it.
+    Bind {
+        /// The directory.
+        source: PathBuf,
+        /// What the mount forbids.
+        restrictions: Restrictions,
+    },
+    /// The kernel's overlayfs.
+    Overlay {
+        /// The read-only layers, the topmost first.
+        lower: Vec<PathBuf>,
+        /// The writable layer; without one the kernel forbids all writes.
+        upper: Option<UpperDir>,
+        /// The other options, such as `index=off`.
+        options: Vec<String>,
+        /// What the mount forbids.
+        restrictions: Restrictions,
+    },
+}
+
+impl Mount {
+    /// The type, as mount(2) and mount(8) take it: `bind` or `overlay`.
+    pub fn fstype(&self) -> &'static str {
+        match self {
+            Mount::Bind { .. } => "bind",
+            Mount::Overlay { .. } => "overlay",
+        }
+    }
+
+    /// The source: the directory of a bind mount, else the word `overlay`.
+    pub fn source(&self) -> &Path {
+        match self {
+            Mount::Bind { source, .. } => source,
+            Mount::Overlay { .. } => Path::new("overlay"),
+        }
+    }
+
+    /// The options, escaped; joined by commas they are what mount(8) takes after `-o`.
+    ///
+    /// ```
+    /// use stratafs::{Driver, LayerFormat, MountRequest, OverlayDriver};
+    ///
+    /// let mut request = MountRequest::new(LayerFormat::OverlayTrusted, "/store/empty");
+    /// request.lower = vec!["/store/2/a:b".into(), "/store/1".into()];
+    /// let mounts = OverlayDriver::new().mounts(&request)?;
+    /// assert_eq!(mounts[0].fstype(), "overlay");
+    /// assert_eq!(mounts[0].options()[0], r"lowerdir=/store/2/a\:b:/store/1");
+    /// # Ok::<(), stratafs::Error>(())
+    /// ```
+    pub fn options(&self) -> Vec<OsString> {
+        match self {
+            Mount::Bind { restrictions, .. } => {
+                std::iter::once("bind".into()).chain(restrictions.words()).collect()
+            }
+            Mount::Overlay { lower, upper, options, restrictions } => {
+                let mut lowerdir = b"lowerdir=".to_vec();
+                for (i, layer) in lower.iter().enumerate() {
+                    if i > 0 {
+                        lowerdir.push(b':');
+                    }
+                    escape(layer.as_os_str(), b"\\,:", &mut lowerdir);
+                }
+                let mut all = vec![OsString::from_vec(lowerdir)];
+                if let Some(upper) = upper {
+                    for (key, dir) in [("upperdir=", &upper.dir), ("workdir=", &upper.work)] {
+                        let mut option = key.as_bytes().to_vec();
+                        escape(dir.as_os_str(), b"\\,", &mut option);
+                        all.push(OsString::from_vec(option));
+                    }
+                }
+                all.extend(options.iter().map(OsString::from));
+                all.extend(restrictions.words());
+                all
+            }
+        }
+    }
+}
+
+fn escape(path: &OsStr, special: &[u8], out: &mut Vec<u8>) {
+    for byte in path.as_bytes() {
+        if special.contains(byte) {
+            out.push(b'\\');
+        }
+        out.push(*byte);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_escaped_as_the_kernel_takes_them() {
+        let mount = Mount::Overlay {
+            lower: vec!["/a:b,c\\d e".into(), "/x".into()],
+            upper: Some(UpperDir { dir: "/u:,\\".into(), work: "/w".into() }),
+            options: vec!["index=off".to_owned()],
+            restrictions: Restrictions { nodev: true, ..Restrictions::default() },
+        };
+        assert_eq!(
+            mount.options(),
+            [
+                r"lowerdir=/a\:b\,c\\d e:/x",
+                r"upperdir=/u:\,\\",
+                "workdir=/w",
+                "index=off",
+                "rw",
+                "nodev"
+            ]
+        );
+    }
+}

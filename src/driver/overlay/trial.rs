@@ -1,0 +1,201 @@
+//! Trials of the kernel's overlayfs on a file system: mounts it, uses it, and looks at what came of it.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::OverlayDriver;
+use crate::driver::{Driver, Feature, MountRequest, Probe, ProbeTarget, UpperDir};
+use crate::error::{IoContext, Result};
+use crate::layer::LayerFormat;
+use crate::sys::fs_features;
+
+pub(super) fn probe(driver: &OverlayDriver, target: &ProbeTarget) -> Result<Probe> {
+    let room = Room::make(&target.dir)?;
+    let file_system = fs::File::open(&room.0)
+        .and_then(fs_features::file_system_name)
+        .at("identify the file system of", &room.0)?;
+
+    let parts = upper_parts(&room.0);
+    let mount = mount_feature("mount", driver, &room, target.format);
+    let upper = upper_feature(&file_system, &parts, target.format, &mount);
+    let mut features = vec![rung_feature(driver, &room.0)];
+    for format in [LayerFormat::OverlayTrusted, LayerFormat::OverlayUser] {
+        let name = format.as_str();
+        features.push(match format == target.format {
+            true => Feature { name, ..mount.clone() },
+            false => mount_feature(name, driver, &room, format),
+        });
+    }
+    features.push(volatile_feature(driver, &room, target.format));
+    features.extend(parts);
+    Ok(Probe { driver: driver.name(), file_system, mount, upper, features })
+}
+
+/// A directory for trials, removed with all that is in it.
+struct Room(PathBuf);
+
+impl Room {
+    fn make(dir: &Path) -> Result<Self> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = dir.join(format!("probe-{}-{count}", std::process::id()));
+        fs::create_dir(&path).at("create directory for trials", &path)?;
+        Ok(Room(path))
+    }
+
+    /// A new directory in it, which stays until the room is removed.
+    fn corner(&self) -> io::Result<PathBuf> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = self.0.join(count.to_string());
+        fs::create_dir(&path)?;
+        Ok(path)
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        if let Err(e) = fs::remove_dir_all(&self.0) {
+            tracing::warn!("the directory of a trial stays: {:?}: {e}", self.0);
+        }
+    }
+}
+
+/// What an upper directory needs of its file system.
+fn upper_parts(room: &Path) -> Vec<Feature> {
+    let dir = room.join("parts");
+    let made = fs::create_dir(&dir)
+        .and_then(|()| fs::create_dir(dir.join("d")))
+        .and_then(|()| fs::write(dir.join("f"), ""))
+        .and_then(|()| fs::File::open(&dir));
+    let open = match made {
+        Ok(open) => open,
+        Err(e) => return vec![Feature::no("create", e)],
+    };
+    let told = |name, done: io::Result<()>| match done {
+        Ok(()) => Feature::yes(name, ""),
+        Err(e) => Feature::no(name, e),
+    };
+    let d_type = match fs_features::listings_tell_types(&open) {
+        Ok(true) => Feature::yes("d_type", ""),
+        Ok(false) => Feature::no("d_type", "listings do not tell the type of files"),
+        Err(e) => Feature::no("d_type", e),
+    };
+    let whiteout = fs_features::make_whiteout(&open, OsStr::new("w"));
+    let rename = fs_features::rename_leaving_whiteout(&open, OsStr::new("f"), OsStr::new("g"));
+    vec![
+        d_type,
+        told("trusted-xattr", fs_features::set_xattr(&open, "trusted.overlay.probe")),
+        told("user-xattr", fs_features::set_xattr(&open, "user.overlay.probe")),
+        told("whiteout-device", whiteout),
+        told("rename-whiteout", rename),
+        told("unnamed-file", fs_features::make_unnamed_file(&open).map(drop)),
+    ]
+}
+
+fn upper_feature(
+    file_system: &str,
+    parts: &[Feature],
+    format: LayerFormat,
+    mount: &Feature,
+) -> Feature {
+    let xattr = match format {
+        LayerFormat::OverlayTrusted => "trusted-xattr",
+        _ => "user-xattr",
+    };
+    let needed = ["create", "d_type", "whiteout-device", xattr];
+    let missing = parts.iter().find(|part| !part.available && needed.contains(&part.name));
+    match missing {
+        Some(part) => Feature::no(
+            "upper",
+            format!(
+                "overlayfs cannot use the file system, {file_system}, for an upper directory: it \
+                 lacks {}: {}",
+                part.name, part.reason
+            ),
+        ),
+        None if mount.available => Feature::yes("upper", file_system),
+        None => Feature::no(
+            "upper",
+            format!(
+                "the file system, {file_system}, has what an upper directory needs, but nothing \
+                 can be mounted"
+            ),
+        ),
+    }
+}
+
+fn rung_feature(driver: &OverlayDriver, dir: &Path) -> Feature {
+    match driver.ladder.choose(dir) {
+        Ok(choice) => {
+            let mut reason = choice.rung.to_string();
+            for (rung, why) in &choice.passed_over {
+                reason.push_str(&format!("; not {rung}: {why}"));
+            }
+            Feature::yes("layers-by", reason)
+        }
+        Err(e) => Feature::no("layers-by", e),
+    }
+}
+
+fn mount_feature(
+    name: &'static str,
+    driver: &OverlayDriver,
+    room: &Room,
+    format: LayerFormat,
+) -> Feature {
+    match deletions_are_marked(driver, room, format, false) {
+        Ok(()) => Feature::yes(name, ""),
+        Err(e) => Feature::no(name, e),
+    }
+}
+
+fn volatile_feature(driver: &OverlayDriver, room: &Room, format: LayerFormat) -> Feature {
+    match deletions_are_marked(driver, room, format, true) {
+        Ok(()) => Feature::yes("volatile", ""),
+        Err(e) => Feature::no("volatile", e),
+    }
+}
+
+/// Deletes a file and makes a directory anew in a mount, and looks for the marks in the upper.
+fn deletions_are_marked(
+    driver: &OverlayDriver,
+    room: &Room,
+    format: LayerFormat,
+    volatile: bool,
+) -> Result<()> {
+    let dir = room.corner().at("create directory for trials in", &room.0)?;
+    let at = |name: &str| dir.join(name);
+    for name in ["lower", "lower/again", "upper", "work", "empty", "target"] {
+        fs::create_dir(at(name)).at("create directory", at(name))?;
+    }
+    fs::write(at("lower/gone"), "").at("write", at("lower/gone"))?;
+    fs::write(at("lower/again/old"), "").at("write", at("lower/again/old"))?;
+
+    let mut request = MountRequest::new(format, at("empty"));
+    request.lower = vec![at("lower")];
+    request.upper = Some(UpperDir { dir: at("upper"), work: at("work") });
+    request.options.volatile = volatile;
+    let mut guard = driver.activate(&request, &at("target"))?;
+    let gone = at("target/gone");
+    fs::remove_file(&gone).at("delete from a mounted overlay", &gone)?;
+    let again = at("target/again");
+    fs::remove_dir_all(&again).at("delete from a mounted overlay", &again)?;
+    fs::create_dir(&again).at("create in a mounted overlay", &again)?;
+    let left = fs::read_dir(&again).at("list", &again)?.count();
+    guard.unmount()?;
+
+    let mark = fs::symlink_metadata(at("upper/gone")).at("look for the mark of", &gone)?;
+    let is_whiteout = mark.file_type().is_char_device() && mark.rdev() == 0;
+    if !is_whiteout || left != 0 {
+        return Err(crate::Error::new(
+            crate::ErrorKind::Unsupported,
+            "a mounted overlay does not mark what is deleted",
+        ));
+    }
+    Ok(())
+}

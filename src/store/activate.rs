@@ -1,0 +1,279 @@
+//! Mounts of snapshots: as plain data, and made by this store.
+//!
+//! A snapshot that this store mounted is held: by the lock of its directory while the guard lives, and
+//! by a row in `<run>/mounts` for as long as the mount itself stands, also after the guard was left or
+//! its process died. A row names boot, mount namespace and unique mount id, so it cannot be mistaken
+//! for another mount at the same place; one whose mount is gone is removed by whoever comes by.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use super::hold::{Hold, held};
+use super::metadata::Row;
+use super::snapshot::Kind;
+use super::{Store, staging, wrong_kind};
+use crate::driver::{
+    Driver, Guard, Mount, MountIdentity, MountOptions, MountRequest, MountState, NamespaceId,
+    UpperDir, unmount_at,
+};
+use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::sys::lock::Sharing;
+
+/// A mount that this store made, as its file in `<run>/mounts` tells it.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+struct MountRow {
+    snapshot: i64,
+    /// Bytes, since a path need not be UTF-8.
+    target: Vec<u8>,
+    identity: MountIdentity,
+}
+
+impl MountRow {
+    fn target(&self) -> PathBuf {
+        PathBuf::from(OsString::from_vec(self.target.clone()))
+    }
+
+    /// Whether nobody can be in the mount any more. In doubt it is there.
+    fn is_gone(&self) -> Result<bool> {
+        Ok(match self.identity.state(&self.target())? {
+            MountState::Gone => true,
+            MountState::OtherNamespace => !is_inhabited(self.identity.mount_namespace()),
+            MountState::Mounted | MountState::Unknown => false,
+        })
+    }
+}
+
+/// What a guard keeps until its mount is gone: the snapshot's lock, then the row.
+#[derive(Debug)]
+struct Kept {
+    row: PathBuf,
+    _hold: Hold,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        // A guard that was left has not unmounted: then the row stays.
+        if let Err(e) = remove_if_gone(&self.row) {
+            tracing::warn!(row = ?self.row, error = %e, "row of a mount is left for gc");
+        }
+    }
+}
+
+impl Store {
+    /// The driver that mounts.
+    pub fn driver(&self) -> &dyn Driver {
+        self.driver.as_ref()
+    }
+
+    /// What must be mounted to see the snapshot, as plain data, to be mounted by anybody. The same
+    /// for every call. What is mounted so is the caller's affair: the store does not know of it.
+    ///
+    /// # Errors
+    /// - [`ErrorKind::NotFound`].
+    /// - [`ErrorKind::FailedPrecondition`]: a committed snapshot; make a view of it.
+    /// - [`ErrorKind::LimitExceeded`]: more layers than the driver can mount.
+    pub fn mounts(&self, key: &str, options: &MountOptions) -> Result<Vec<Mount>> {
+        let row = self.mountable(key)?;
+        let request = self.request(&row, options)?;
+        let mounts = self.driver.mounts(&request)?;
+        self.unsettle(&row)?;
+        Ok(mounts)
+    }
+
+    /// Mounts the snapshot at the directory `target`, until the guard is dropped or unmounted.
+    ///
+    /// # Errors
+    /// - As [`Store::mounts`].
+    /// - [`ErrorKind::Busy`]: it is mounted already, or another operation is at it.
+    /// - [`ErrorKind::PermissionDenied`], [`ErrorKind::Unsupported`]: the driver cannot mount here;
+    ///   the message says why.
+    pub fn activate(&self, key: &str, target: &Path, options: &MountOptions) -> Result<Guard> {
+        let row = self.mountable(key)?;
+        let hold = self.try_hold(row.id, Sharing::Exclusive)?.ok_or_else(|| held(&row.info))?;
+        // It may have been removed or committed before it was held.
+        let row = match self.metadata.read(|tx| tx.find(key))? {
+            Some(now) if now.id == row.id => now,
+            _ => {
+                let text = format!("there is no snapshot {key:?} any more");
+                return Err(Error::new(ErrorKind::NotFound, text));
+            }
+        };
+        self.not_mounted(&row)?;
+        let target = target.canonicalize().at("find the mount point", target)?;
+        let request = self.request(&row, options)?;
+        self.unsettle(&row)?;
+        let mut guard = self.driver.activate(&request, &target)?;
+        // From here on a failure drops the guard, which unmounts.
+        let row = self.write_row(&MountRow {
+            snapshot: row.id,
+            target: target.as_os_str().as_bytes().to_vec(),
+            identity: guard.identity().clone(),
+        })?;
+        guard.hold(Box::new(Kept { row, _hold: hold }));
+        Ok(guard)
+    }
+
+    /// Unmounts what [`Store::activate`] mounted at `target` and a guard left there.
+    ///
+    /// # Errors
+    /// - [`ErrorKind::NotFound`]: this store has nothing mounted there.
+    /// - [`ErrorKind::Busy`]: files in it are open.
+    pub fn deactivate(&self, target: &Path) -> Result<()> {
+        let target = target.canonicalize().at("find the mount point", target)?;
+        for (path, row) in self.rows()? {
+            if row.target() == target && !row.is_gone()? {
+                unmount_at(&target, Some(&row.identity))?;
+                return remove_if_gone(&path);
+            }
+        }
+        let text = "this store has mounted nothing at this directory";
+        Err(Error::new(ErrorKind::NotFound, text).with_path(target))
+    }
+
+    /// Fails if this store has the snapshot mounted somewhere.
+    pub(super) fn not_mounted(&self, row: &Row) -> Result<()> {
+        for (_, mount) in self.rows()? {
+            if mount.snapshot == row.id && !mount.is_gone()? {
+                return Err(Error::new(
+                    ErrorKind::Busy,
+                    format!("snapshot {:?} is mounted: unmount it first", row.info.key),
+                )
+                .with_path(mount.target()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes rows of mounts that are gone; how many.
+    pub(super) fn sweep_mount_rows(&self) -> Result<u64> {
+        let mut swept = 0;
+        for (path, row) in self.rows()? {
+            if row.is_gone()? {
+                remove_if_gone(&path)?;
+                swept += 1;
+            }
+        }
+        Ok(swept)
+    }
+
+    fn mountable(&self, key: &str) -> Result<Row> {
+        let row = self.metadata.read(|tx| tx.get(key))?;
+        match row.info.kind {
+            Kind::Active | Kind::View => Ok(row),
+            Kind::Committed => Err(wrong_kind(&row.info, "make a view of it to mount it")),
+        }
+    }
+
+    /// What is handed out may be written to.
+    fn unsettle(&self, row: &Row) -> Result<()> {
+        if row.settled && row.info.kind == Kind::Active {
+            self.durably(|tx| tx.set_settled(row.id, None))?;
+        }
+        Ok(())
+    }
+
+    fn request(&self, row: &Row, options: &MountOptions) -> Result<MountRequest> {
+        let chain = self.metadata.read(|tx| tx.chain(row.id))?;
+        let (own, parents) = chain.split_first().ok_or_else(|| held(&row.info))?;
+        let fs = |row: &Row| self.layout.snapshot_path(row.id, "fs");
+        let upper = (own.info.kind == Kind::Active)
+            .then(|| UpperDir { dir: fs(own), work: self.layout.snapshot_path(own.id, "work") });
+        let mut request = MountRequest::new(self.layout.format, fs(own));
+        request.lower = parents.iter().map(fs).collect();
+        request.upper = upper;
+        // Unless it is known to bear none.
+        request.lower_has_marks = parents.first().is_some_and(|p| p.has_marks != Some(false));
+        request.options = *options;
+        Ok(request)
+    }
+
+    fn mounts_dir(&self) -> PathBuf {
+        self.run_dir.join("mounts")
+    }
+
+    /// Writes a row whole, under a name that nobody else has.
+    fn write_row(&self, row: &MountRow) -> Result<PathBuf> {
+        use std::os::unix::fs::DirBuilderExt;
+        let dir = self.mounts_dir();
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&dir)
+            .at("create directory", &dir)?;
+        let name = format!("{}-{:016x}", row.snapshot, staging::random());
+        let (temp, path) = (dir.join(format!(".{name}")), dir.join(name));
+        let text = serde_json::to_vec(row)
+            .map_err(|e| Error::new(ErrorKind::Io, "cannot write a mount's row").with_source(e))?;
+        std::fs::write(&temp, text)
+            .and_then(|()| std::fs::rename(&temp, &path))
+            .at("write", &path)?;
+        Ok(path)
+    }
+
+    /// All rows; one that cannot be read is none of ours, or of another version.
+    fn rows(&self) -> Result<Vec<(PathBuf, MountRow)>> {
+        let dir = self.mounts_dir();
+        let listing = match std::fs::read_dir(&dir) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            listing => listing.at("list", &dir)?,
+        };
+        let mut rows = Vec::new();
+        for entry in listing {
+            let path = entry.at("list", &dir)?.path();
+            if path.file_name().is_some_and(|name| name.as_bytes().starts_with(b".")) {
+                continue;
+            }
+            if let Some(row) = read_row(&path)? {
+                rows.push((path, row));
+            }
+        }
+        Ok(rows)
+    }
+}
+
+/// The row, unless it is gone.
+fn read_row(path: &Path) -> Result<Option<MountRow>> {
+    let text = match std::fs::read(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        text => text.at("read the row of a mount", path)?,
+    };
+    match serde_json::from_slice(&text) {
+        Ok(row) => Ok(Some(row)),
+        Err(e) => Err(Error::new(
+            ErrorKind::Corrupt,
+            "cannot read the row of a mount: if nothing of this store is mounted, remove it",
+        )
+        .with_path(path)
+        .with_source(e)),
+    }
+}
+
+/// Whether a process lives in the namespace: without one, nobody sees what is mounted there. A
+/// process that may not be looked at may be in it.
+fn is_inhabited(namespace: NamespaceId) -> bool {
+    let Ok(processes) = std::fs::read_dir("/proc") else { return true };
+    for process in processes.flatten() {
+        let is_pid = process.file_name().as_bytes().iter().all(u8::is_ascii_digit);
+        if !is_pid {
+            continue;
+        }
+        match std::fs::metadata(process.path().join("ns/mnt")) {
+            Ok(found) if namespace.is(&found) => return true,
+            Ok(_) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(_) => return true,
+        }
+    }
+    false
+}
+
+fn remove_if_gone(path: &Path) -> Result<()> {
+    match read_row(path)? {
+        Some(row) if row.is_gone()? => match std::fs::remove_file(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            done => done.at("remove the row of a mount", path),
+        },
+        _ => Ok(()),
+    }
+}
