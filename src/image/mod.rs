@@ -10,11 +10,13 @@
 //! `config.md`; Docker's "Image Manifest Version 2, Schema 2".
 
 mod blob;
+mod compose;
 mod layout;
 mod manifest;
 mod media;
 mod platform;
 mod select;
+mod staging;
 mod tar_index;
 mod write;
 

@@ -11,21 +11,20 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use oci_spec::image::{
-    ANNOTATION_REF_NAME, Descriptor, ImageManifest, ImageManifestBuilder, MediaType,
-    PlatformBuilder, SCHEMA_VERSION,
+    ANNOTATION_REF_NAME, Descriptor, MediaType, PlatformBuilder, SCHEMA_VERSION,
 };
 use serde::Serialize;
 
 use super::blob::Blob;
+use super::compose::{composing, descriptor, to_json};
 use super::layout::unique_name;
 use super::manifest::Image;
-use crate::compression::Compression;
+use super::staging::{Partial, Staging, occupied, replaceable, split, sync};
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::progress::{Phase, Progress, ProgressFn, report};
@@ -290,45 +289,6 @@ impl Write for BlobWriter<'_> {
     }
 }
 
-/// The manifest of an image of these layers, the lowest first.
-pub(crate) fn compose_manifest(config: Blob, layers: &[(Blob, Compression)]) -> Result<Vec<u8>> {
-    let layers = layers
-        .iter()
-        .map(|(blob, compression)| {
-            let media_type = match compression {
-                Compression::None => MediaType::ImageLayer,
-                Compression::Gzip => MediaType::ImageLayerGzip,
-                Compression::Zstd => MediaType::ImageLayerZstd,
-            };
-            descriptor(media_type, *blob)
-        })
-        .collect::<Result<Vec<_>>>()?;
-    let manifest: ImageManifest = ImageManifestBuilder::default()
-        .schema_version(SCHEMA_VERSION)
-        .media_type(MediaType::ImageManifest)
-        .config(descriptor(MediaType::ImageConfig, config)?)
-        .layers(layers)
-        .build()
-        .map_err(composing)?;
-    to_json(&manifest)
-}
-
-fn descriptor(media_type: MediaType, blob: Blob) -> Result<Descriptor> {
-    let digest = oci_spec::image::Digest::try_from(blob.digest.to_string()).map_err(composing)?;
-    Ok(Descriptor::new(media_type, blob.size, digest))
-}
-
-fn composing(e: oci_spec::OciSpecError) -> Error {
-    Error::new(ErrorKind::InvalidArgument, "cannot compose the image").with_source(e)
-}
-
-/// Fields in the order of the type, so that the bytes depend on the values alone.
-fn to_json(value: &impl Serialize) -> Result<Vec<u8>> {
-    serde_json::to_vec(value).map_err(|e| {
-        Error::new(ErrorKind::InvalidArgument, "cannot compose the image").with_source(e)
-    })
-}
-
 const VERSION: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
 /// `index.json`; the crate's own type cannot be had without cloning the descriptors.
@@ -416,107 +376,6 @@ impl<R: Read> Read for Reporting<'_, '_, R> {
     }
 }
 
-/// A directory for what is not published yet; removed when dropped.
-#[derive(Debug)]
-struct Staging {
-    path: PathBuf,
-}
-
-impl Staging {
-    fn new(parent: &Path, stem: &str, mode: u32) -> Result<Self> {
-        let path = parent.join(unique_name(stem));
-        DirBuilder::new().mode(mode).create(&path).at("create directory", &path)?;
-        let staging = Staging { path };
-        let blobs = staging.path.join("blobs/sha256");
-        fs::create_dir_all(&blobs).at("create directory", &blobs)?;
-        Ok(staging)
-    }
-
-    /// Syncs all and renames the directory; only an empty one gives way to it.
-    fn publish_directory(self, to: &Path) -> Result<()> {
-        for name in ["oci-layout", "index.json", "blobs/sha256", "blobs", ""] {
-            sync(&self.path.join(name))?;
-        }
-        fs::rename(&self.path, to).map_err(|e| match e.kind() {
-            io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotADirectory => {
-                occupied("something is already at", to).with_source(e)
-            }
-            _ => Error::io("publish image", to, e),
-        })?;
-        sync(&split(to)?.0)
-    }
-}
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        match fs::remove_dir_all(&self.path) {
-            // Not found: it was published.
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(path = ?self.path, error = %e, "cannot remove staging directory");
-            }
-            _ => {}
-        }
-    }
-}
-
-/// A file that is not published yet; removed when dropped.
-#[derive(Debug)]
-struct Partial(PathBuf);
-
-impl Partial {
-    fn publish(self, to: &Path) -> Result<()> {
-        fs::rename(&self.0, to).at("publish", to)
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        match fs::remove_file(&self.0) {
-            // Not found: it was published.
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(path = ?self.0, error = %e, "cannot remove partial file");
-            }
-            _ => {}
-        }
-    }
-}
-
-/// Checks that a tar file may take this place: only a regular file gives way to it, since a device or
-/// a symbolic link there is hardly meant to be replaced.
-fn replaceable(path: &Path) -> Result<()> {
-    match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_file() => Ok(()),
-        Ok(_) => Err(occupied("there is something that is not a regular file at", path)),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(Error::io("stat", path, e)),
-    }
-}
-
-fn occupied(message: &'static str, path: &Path) -> Error {
-    Error::new(ErrorKind::AlreadyExists, message).with_path(path)
-}
-
-/// The directory and the name that make up `path`.
-fn split(path: &Path) -> Result<(PathBuf, String)> {
-    let Some(name) = path.file_name() else {
-        return Err(
-            Error::new(ErrorKind::InvalidArgument, "no name of a file to write:").with_path(path)
-        );
-    };
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    // The name is for people who find a file left by a crash: it need not be whole.
-    let name = name.to_string_lossy().chars().take(32).collect();
-    Ok((parent.to_owned(), name))
-}
-
-/// Makes a file, or the names in a directory, outlast a power cut.
-fn sync(path: &Path) -> Result<()> {
-    File::open(path).and_then(|file| file.sync_all()).at("sync", path)
-}
-
 #[cfg(test)]
 mod tests {
     use std::ops::ControlFlow;
@@ -526,6 +385,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::compression::Compression;
+    use crate::image::compose::compose_manifest;
     use crate::image::{ImageLayout, ImageSelector};
     use crate::progress::ignore_progress;
 
