@@ -184,7 +184,7 @@ impl<T> Hashing<T> {
     }
 
     /// What passed through so far, in bytes.
-    pub(crate) fn bytes(&self) -> u64 {
+    pub(crate) fn passed(&self) -> u64 {
         self.bytes
     }
 

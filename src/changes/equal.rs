@@ -1,5 +1,6 @@
 //! Whether two files are the same to a user of the tree.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 
 use crate::error::{IoContext, Result};
@@ -48,7 +49,7 @@ fn same_precise_mtime(a: &Stat, b: &Stat) -> bool {
     a.mtime == b.mtime && a.mtime.nanos != 0
 }
 
-fn xattrs(side: Side<'_>) -> io::Result<Vec<(Vec<u8>, Option<Vec<u8>>)>> {
+fn xattrs(side: Side<'_>) -> io::Result<BTreeMap<Vec<u8>, Option<Vec<u8>>>> {
     let of = Of::Child(side.dir, side.name);
     xattr::list(of)?
         .into_iter()

@@ -118,8 +118,7 @@ impl<R: Read> Verified<R> {
         let State::Reading(mut inner) = std::mem::replace(&mut self.state, State::Refused) else {
             return Ok(());
         };
-        // By path: `Read::bytes` stands in the way of the method.
-        let before = Hashing::bytes(&inner);
+        let before = inner.passed();
         if before == size && read_retrying(&mut inner, &mut [0; 1])? > 0 {
             return Err(mismatch(format!(
                 "blob {digest} is longer than the {size} bytes promised"
@@ -174,7 +173,7 @@ impl<R: Read> Read for Verified<R> {
                 )));
             }
         };
-        let left = self.promised.size.saturating_sub(Hashing::bytes(inner));
+        let left = self.promised.size.saturating_sub(inner.passed());
         let most = buf.len().min(usize::try_from(left).unwrap_or(buf.len()));
         let n = read_retrying(inner, buf.get_mut(..most).unwrap_or_default())?;
         if n == 0 || n as u64 == left {

@@ -145,7 +145,7 @@ pub(crate) fn make_whiteout(format: LayerFormat, dir: &Dir, name: &Name) -> io::
             dir.make_node(name, Node::Char { major: 0, minor: 0 }, 0)
         }
         LayerFormat::Aufs => {
-            let mark = whiteout_name(name).ok_or_else(|| errno::name_too_long())?;
+            let mark = whiteout_name(name).ok_or_else(errno::name_too_long)?;
             match dir.create_file(&mark, 0o444) {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
                 done => done.map(drop),

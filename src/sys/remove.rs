@@ -160,7 +160,7 @@ mod tests {
         fs::write(tmp.path().join("tree/a/f"), "").unwrap();
         symlink("../../keep", tmp.path().join("tree/a/link")).unwrap();
         symlink("keep", tmp.path().join("top")).unwrap();
-        fs::set_permissions(tmp.path().join("tree/a"), PermissionsExt::from_mode(0)).unwrap();
+        fs::set_permissions(tmp.path().join("tree/a"), PermissionsExt::from_mode(0o000)).unwrap();
         assert_eq!(remove(tmp.path(), "tree").unwrap(), 5);
         assert_eq!(remove(tmp.path(), "top").unwrap(), 1);
         assert_eq!(remove(tmp.path(), "gone").unwrap(), 0);

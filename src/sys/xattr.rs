@@ -76,12 +76,13 @@ pub(crate) fn list(of: Of<'_>) -> io::Result<Vec<Vec<u8>>> {
 /// Sets or replaces.
 pub(crate) fn set(of: Of<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
     let flags = XattrFlags::empty();
-    Ok(match of {
-        Of::Fd(fd) => rustix::fs::fsetxattr(fd, key, value, flags)?,
+    let set = match of {
+        Of::Fd(fd) => rustix::fs::fsetxattr(fd, key, value, flags),
         Of::Child(dir, name) => {
-            rustix::fs::lsetxattr(proc_path(dir, Some(name)), key, value, flags)?;
+            rustix::fs::lsetxattr(proc_path(dir, Some(name)), key, value, flags)
         }
-    })
+    };
+    Ok(set?)
 }
 
 /// Removes; one that is not there is removed already.
