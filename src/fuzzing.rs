@@ -4,8 +4,14 @@
 #![allow(clippy::expect_used)]
 
 use std::borrow::Cow;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
+use crate::digest::Digest;
+use crate::driver::{Mount, Restrictions, UpperDir};
 use crate::error::ErrorKind;
+use crate::image::{Image, ImageLayer};
 use crate::store::{Fields, Filter};
 
 /// A snapshot with every field that a filter may ask for.
@@ -42,4 +48,91 @@ pub fn filter(data: &[u8]) {
     let again = Filter::parse(text).expect("what was read once is read again");
     assert_eq!(again.matches(&Everything), holds);
     assert_eq!(Filter::any_matches(&[filter], &Everything), holds);
+}
+
+/// Manifest and configuration: any two texts are either an image or a refusal of a kind that callers
+/// expect; an image gives its bytes back, and has as many chain ids as layers.
+pub fn manifest(data: &[u8]) {
+    let at = data.iter().position(|b| *b == 0).unwrap_or(data.len());
+    let (manifest, config) = data.split_at(at);
+    let config = config.strip_prefix(&[0]).unwrap_or(config);
+    match Image::from_json(manifest, config) {
+        Ok(image) => {
+            assert_eq!(image.manifest_json(), manifest);
+            assert_eq!(image.config_json(), config);
+            assert_eq!(image.digest(), Digest::of(manifest));
+            let last = image.layers().last().map(ImageLayer::chain_id);
+            assert_eq!(image.chain_id(), last);
+        }
+        Err(e) => assert!(
+            matches!(
+                e.kind(),
+                ErrorKind::InvalidImage
+                    | ErrorKind::Unsupported
+                    | ErrorKind::LimitExceeded
+                    | ErrorKind::DigestMismatch
+                    | ErrorKind::InvalidArgument
+            ),
+            "{e}"
+        ),
+    }
+}
+
+/// Mount options as text: read by the kernel's rules (a backslash takes the next byte as it is, a comma
+/// ends an option, a colon a layer), they name the same directories, whatever bytes these have.
+pub fn mount_options(data: &[u8]) {
+    let mut paths = data.split(|b| *b == 0).filter(|p| !p.is_empty()).map(path);
+    let (Some(dir), Some(work), Some(first)) = (paths.next(), paths.next(), paths.next()) else {
+        return;
+    };
+    let lower: Vec<PathBuf> = std::iter::once(first).chain(paths).collect();
+    let mount = Mount::Overlay {
+        lower: lower.clone(),
+        upper: Some(UpperDir { dir: dir.clone(), work: work.clone() }),
+        options: Vec::new(),
+        restrictions: Restrictions::default(),
+    };
+    let text = mount.options().join(OsStr::new(","));
+    let mut found = (Vec::new(), None, None);
+    for option in split(text.as_bytes(), b',') {
+        if let Some(layers) = option.strip_prefix(b"lowerdir=") {
+            found.0 = split(layers, b':').iter().map(|layer| path(&unescape(layer))).collect();
+        } else if let Some(upper) = option.strip_prefix(b"upperdir=") {
+            found.1 = Some(path(&unescape(upper)));
+        } else if let Some(upper) = option.strip_prefix(b"workdir=") {
+            found.2 = Some(path(&unescape(upper)));
+        }
+    }
+    assert_eq!(found, (lower, Some(dir), Some(work)));
+}
+
+fn path(bytes: &[u8]) -> PathBuf {
+    PathBuf::from(OsStr::from_bytes(bytes))
+}
+
+/// Splits at every separator that no backslash stands before; keeps the backslashes.
+fn split(text: &[u8], separator: u8) -> Vec<Vec<u8>> {
+    let mut parts = vec![Vec::new()];
+    let mut bytes = text.iter();
+    while let Some(byte) = bytes.next() {
+        let last = parts.last_mut().expect("there is always a part");
+        if *byte == b'\\' {
+            last.push(*byte);
+            last.extend(bytes.next());
+        } else if *byte == separator {
+            parts.push(Vec::new());
+        } else {
+            last.push(*byte);
+        }
+    }
+    parts
+}
+
+fn unescape(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut bytes = text.iter();
+    while let Some(byte) = bytes.next() {
+        out.extend(if *byte == b'\\' { bytes.next() } else { Some(byte) });
+    }
+    out
 }

@@ -51,6 +51,7 @@ fn main() {
         trial("another_namespace_is_not_this_one", other_namespace),
         trial("a_covered_mount_is_not_unmounted", covered),
         trial("the_probe_says_what_works", probe_works),
+        trial("hidden_calls_lead_down_the_ladder", hidden_calls),
     ];
     for rung in Rung::ALL {
         for layers in [1, 2, 128, MAX_LAYERS] {
@@ -440,7 +441,7 @@ fn volatile() {
 
         let e = driver.activate(&request, &stage.target()).unwrap_err();
         assert_error(&e, ErrorKind::FailedPrecondition, &["volatile", "discard it"]);
-        fs::remove_dir(stage.path("own-work/work/incompat/volatile")).unwrap();
+        fs::remove_dir_all(stage.path("own-work/work/incompat/volatile")).unwrap();
         drop(
             driver.activate(&request, &stage.target()).unwrap_or_else(|e| panic!("{rung:?}: {e}")),
         );
@@ -686,7 +687,80 @@ fn covered() {
     assert!(!is_mounted(&stage.target()));
 }
 
-// Probes, rights, user namespaces.
+// Calls that a kernel lacks, probes, rights, user namespaces.
+
+/// Makes the calling thread, and those it starts, get `errno` from these system calls: as on an older
+/// kernel (ENOSYS), or in a container whose filter does not know them (EPERM).
+fn hide(calls: &[libc::c_long], errno: i32) {
+    let step =
+        |code: u32, jump: u8, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: jump, k };
+    // Load the number of the call; for each hidden one, compare and return.
+    let mut program = vec![step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0)];
+    for call in calls {
+        program.push(step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, *call as u32));
+        program.push(step(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ERRNO | errno as u32));
+    }
+    program.push(step(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW));
+    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    // SAFETY: both calls concern this thread alone; the program lives until they return.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        let mode = libc::SECCOMP_SET_MODE_FILTER;
+        assert_eq!(libc::syscall(libc::SYS_seccomp, mode, 0, &filter), 0);
+    }
+}
+
+fn hidden_calls() {
+    let statmount = libc::SYS_mount_setattr - 442 + 457;
+    let attributes = [libc::SYS_mount_setattr, statmount];
+    let all = [libc::SYS_fsopen, libc::SYS_open_tree, libc::SYS_mount_setattr, statmount];
+    let late = [libc::SYS_move_mount];
+    for errno in [libc::ENOSYS, libc::EPERM] {
+        for calls in [attributes.as_slice(), &all, &late] {
+            let test = move || {
+                let stage = Stage::new();
+                hide(calls, errno);
+                let driver = OverlayDriver::new();
+                let mut union = stage.request([stage.layer("a", "a"), stage.layer("b", "b")]);
+                union.upper = Some(stage.upper("own"));
+                let bind = stage.request([]);
+                for request in [&union, &bind] {
+                    let mut guard = driver.activate(request, &stage.target()).unwrap();
+                    let line = mountinfo(guard.target()).unwrap();
+                    assert!(!line.contains("shared:"), "{line}");
+                    let own = line.split(' ').nth(5).unwrap();
+                    let read_only = own.split(',').any(|word| word == "ro");
+                    assert_eq!(read_only, request.upper.is_none(), "{line}");
+                    assert_eq!(guard.state().unwrap(), MountState::Mounted);
+                    guard.unmount().unwrap();
+                    assert_eq!(guard.identity().state(guard.target()).unwrap(), MountState::Gone);
+                }
+                let mut guard = driver.activate(&union, &stage.target()).unwrap();
+                let above = driver.activate(&bind, &stage.target()).unwrap();
+                assert!(guard.unmount().is_err());
+                drop(above);
+                guard.unmount().unwrap();
+            };
+            std::thread::scope(|scope| scope.spawn(test).join().unwrap());
+        }
+    }
+    // A rung that is asked for and lacking says so.
+    std::thread::spawn(move || {
+        let stage = Stage::new();
+        hide(&all, libc::ENOSYS);
+        let driver = OverlayDriver::with_rung(Rung::LayerStrings);
+        let request = stage.request([stage.layer("a", "a")]);
+        let e = driver.activate(&request, &stage.target()).unwrap_err();
+        assert_error(&e, ErrorKind::Unsupported, &["not implemented"]);
+        let target = ProbeTarget::new(stage.0.path(), LayerFormat::OverlayTrusted);
+        let probe = OverlayDriver::new().probe(&target).unwrap();
+        let rung = probe.features.iter().find(|f| f.name == "layers-by").unwrap();
+        assert!(rung.reason.starts_with("mount(2)"), "{probe}");
+        assert!(rung.reason.contains("not implemented"), "{probe}");
+    })
+    .join()
+    .unwrap();
+}
 
 fn probe_works() {
     let stage = Stage::new();

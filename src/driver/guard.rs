@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::identity::{MountIdentity, MountState, NamespaceId};
 use super::target::MountPoint;
@@ -47,7 +47,7 @@ pub enum Visibility {
 pub struct Guard {
     /// None once it is unmounted or left.
     mount: Option<Box<dyn ActiveMount>>,
-    target: std::path::PathBuf,
+    target: PathBuf,
     identity: MountIdentity,
     /// Dropped only after the mount is gone.
     held: Vec<Box<dyn Any + Send + Sync>>,
@@ -254,4 +254,117 @@ fn unmount(point: &MountPoint, how: Unmount) -> Result<()> {
             None => error,
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::sys::mountinfo::MountIds;
+
+    type Log = Arc<Mutex<Vec<&'static str>>>;
+
+    /// A mount of no engine, which says what happens to it.
+    #[derive(Debug)]
+    struct Scripted {
+        log: Log,
+        identity: MountIdentity,
+        busy: bool,
+    }
+
+    impl ActiveMount for Scripted {
+        fn target(&self) -> &Path {
+            Path::new("/target")
+        }
+
+        fn identity(&self) -> &MountIdentity {
+            &self.identity
+        }
+
+        fn state(&self) -> Result<MountState> {
+            Ok(MountState::Mounted)
+        }
+
+        fn unmount(&mut self, how: Unmount) -> Result<()> {
+            let mut log = self.log.lock().unwrap();
+            if how == Unmount::WhenIdle && self.busy {
+                log.push("busy");
+                return Err(Error::new(ErrorKind::Busy, "busy"));
+            }
+            log.push(match how {
+                Unmount::WhenIdle => "unmounted",
+                Unmount::Detach => "detached",
+            });
+            Ok(())
+        }
+
+        fn leave(self: Box<Self>) -> Result<MountIdentity> {
+            self.log.lock().unwrap().push("left");
+            Ok(self.identity)
+        }
+    }
+
+    struct Held(Log);
+
+    impl Drop for Held {
+        fn drop(&mut self) {
+            self.0.lock().unwrap().push("released");
+        }
+    }
+
+    fn guard(busy: bool) -> (Guard, Log) {
+        let log = Log::default();
+        let ids = MountIds { id: 1, unique: Some(1) };
+        let mut guard = Guard::new(Box::new(Scripted {
+            log: Arc::clone(&log),
+            identity: MountIdentity::new(ids).unwrap(),
+            busy,
+        }));
+        guard.hold(Box::new(Held(Arc::clone(&log))));
+        (guard, log)
+    }
+
+    #[test]
+    fn what_is_held_outlives_the_mount() {
+        let (held, log) = guard(false);
+        drop(held);
+        assert_eq!(*log.lock().unwrap(), ["unmounted", "released"]);
+
+        let (mut held, log) = guard(false);
+        held.unmount().unwrap();
+        assert_eq!(*log.lock().unwrap(), ["unmounted", "released"]);
+        assert_eq!(held.state().unwrap(), MountState::Gone);
+        drop(held);
+        assert_eq!(*log.lock().unwrap(), ["unmounted", "released"]);
+    }
+
+    #[test]
+    fn a_busy_mount_is_kept_by_unmount_and_detached_by_drop() {
+        let (mut held, log) = guard(true);
+        assert_eq!(held.unmount().unwrap_err().kind(), ErrorKind::Busy);
+        assert_eq!(*log.lock().unwrap(), ["busy"]);
+        assert_eq!(held.state().unwrap(), MountState::Mounted);
+        drop(held);
+        assert_eq!(*log.lock().unwrap(), ["busy", "busy", "detached", "released"]);
+    }
+
+    #[test]
+    fn a_mount_that_is_left_is_not_unmounted() {
+        let (held, log) = guard(false);
+        held.leave().unwrap();
+        assert_eq!(*log.lock().unwrap(), ["left", "released"]);
+
+        let (mut held, _) = guard(false);
+        held.unmount().unwrap();
+        let e = held.leave().unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::FailedPrecondition);
+    }
+
+    #[test]
+    fn guards_and_drivers_may_go_to_other_threads() {
+        fn check<T: Send + Sync + 'static>() {}
+        check::<Guard>();
+        check::<Box<dyn crate::driver::Driver>>();
+    }
 }

@@ -43,7 +43,8 @@ impl Restrictions {
             (self.noexec, "noexec"),
         ]
         .into_iter()
-        .filter_map(|(set, word)| set.then(|| word.into()))
+        .filter(|(set, _)| *set)
+        .map(|(_, word)| word.into())
     }
 }
 

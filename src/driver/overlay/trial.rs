@@ -12,6 +12,7 @@ use crate::driver::{Driver, Feature, MountRequest, Probe, ProbeTarget, UpperDir}
 use crate::error::{IoContext, Result};
 use crate::layer::LayerFormat;
 use crate::sys::fs_features;
+use crate::sys::mount::Refusal;
 
 pub(super) fn probe(driver: &OverlayDriver, target: &ProbeTarget) -> Result<Probe> {
     let room = Room::make(&target.dir)?;
@@ -22,7 +23,7 @@ pub(super) fn probe(driver: &OverlayDriver, target: &ProbeTarget) -> Result<Prob
     let parts = upper_parts(&room.0);
     let mount = mount_feature("mount", driver, &room, target.format);
     let upper = upper_feature(&file_system, &parts, target.format, &mount);
-    let mut features = vec![rung_feature(driver, &room.0)];
+    let mut features = vec![rung_feature(driver, &room.0, mount.available)];
     for format in [LayerFormat::OverlayTrusted, LayerFormat::OverlayUser] {
         let name = format.as_str();
         features.push(match format == target.format {
@@ -30,8 +31,11 @@ pub(super) fn probe(driver: &OverlayDriver, target: &ProbeTarget) -> Result<Prob
             false => mount_feature(name, driver, &room, format),
         });
     }
-    features.push(volatile_feature(driver, &room, target.format));
-    features.extend(parts);
+    features.push(match mount.available {
+        true => volatile_feature(driver, &room, target.format),
+        false => Feature::no("volatile", "nothing can be mounted"),
+    });
+    features.extend(parts.into_iter().map(|part| part.feature));
     Ok(Probe { driver: driver.name(), file_system, mount, upper, features })
 }
 
@@ -65,8 +69,26 @@ impl Drop for Room {
     }
 }
 
-/// What an upper directory needs of its file system.
-fn upper_parts(room: &Path) -> Vec<Feature> {
+/// Something that an upper directory needs of its file system.
+struct Part {
+    feature: Feature,
+    /// The file system may have it, but this process may not use it.
+    forbidden: bool,
+}
+
+impl Part {
+    fn tried(name: &'static str, done: io::Result<()>) -> Self {
+        match done {
+            Ok(()) => Part { feature: Feature::yes(name, ""), forbidden: false },
+            Err(e) => Part {
+                forbidden: Refusal::of(&e) == Refusal::NotPermitted,
+                feature: Feature::no(name, e),
+            },
+        }
+    }
+}
+
+fn upper_parts(room: &Path) -> Vec<Part> {
     let dir = room.join("parts");
     let made = fs::create_dir(&dir)
         .and_then(|()| fs::create_dir(dir.join("d")))
@@ -74,32 +96,31 @@ fn upper_parts(room: &Path) -> Vec<Feature> {
         .and_then(|()| fs::File::open(&dir));
     let open = match made {
         Ok(open) => open,
-        Err(e) => return vec![Feature::no("create", e)],
-    };
-    let told = |name, done: io::Result<()>| match done {
-        Ok(()) => Feature::yes(name, ""),
-        Err(e) => Feature::no(name, e),
+        Err(e) => return vec![Part::tried("create", Err(e))],
     };
     let d_type = match fs_features::listings_tell_types(&open) {
-        Ok(true) => Feature::yes("d_type", ""),
-        Ok(false) => Feature::no("d_type", "listings do not tell the type of files"),
-        Err(e) => Feature::no("d_type", e),
+        Ok(true) => Ok(()),
+        Ok(false) => Err(io::Error::other("listings do not tell the type of files")),
+        Err(e) => Err(e),
     };
     let whiteout = fs_features::make_whiteout(&open, OsStr::new("w"));
     let rename = fs_features::rename_leaving_whiteout(&open, OsStr::new("f"), OsStr::new("g"));
+    let trusted = fs_features::set_xattr(&open, "trusted.overlay.probe");
+    let user = fs_features::set_xattr(&open, "user.overlay.probe");
+    let unnamed = fs_features::make_unnamed_file(&open).map(drop);
     vec![
-        d_type,
-        told("trusted-xattr", fs_features::set_xattr(&open, "trusted.overlay.probe")),
-        told("user-xattr", fs_features::set_xattr(&open, "user.overlay.probe")),
-        told("whiteout-device", whiteout),
-        told("rename-whiteout", rename),
-        told("unnamed-file", fs_features::make_unnamed_file(&open).map(drop)),
+        Part::tried("d_type", d_type),
+        Part::tried("trusted-xattr", trusted),
+        Part::tried("user-xattr", user),
+        Part::tried("whiteout-device", whiteout),
+        Part::tried("rename-whiteout", rename),
+        Part::tried("unnamed-file", unnamed),
     ]
 }
 
 fn upper_feature(
     file_system: &str,
-    parts: &[Feature],
+    parts: &[Part],
     format: LayerFormat,
     mount: &Feature,
 ) -> Feature {
@@ -108,35 +129,45 @@ fn upper_feature(
         _ => "user-xattr",
     };
     let needed = ["create", "d_type", "whiteout-device", xattr];
-    let missing = parts.iter().find(|part| !part.available && needed.contains(&part.name));
-    match missing {
-        Some(part) => Feature::no(
-            "upper",
-            format!(
+    let missing =
+        parts.iter().find(|part| !part.feature.available && needed.contains(&part.feature.name));
+    let Some(missing) = missing else {
+        return match mount.available {
+            true => Feature::yes("upper", file_system),
+            false => Feature::no(
+                "upper",
+                format!(
+                    "the file system, {file_system}, has what an upper directory needs, but \
+                     nothing can be mounted"
+                ),
+            ),
+        };
+    };
+    let Feature { name, reason, .. } = &missing.feature;
+    Feature::no(
+        "upper",
+        match missing.forbidden {
+            true => format!(
+                "this process may not use, on the file system, {file_system}, what an upper \
+                 directory needs: {name}: {reason}"
+            ),
+            false => format!(
                 "overlayfs cannot use the file system, {file_system}, for an upper directory: it \
-                 lacks {}: {}",
-                part.name, part.reason
+                 lacks {name}: {reason}"
             ),
-        ),
-        None if mount.available => Feature::yes("upper", file_system),
-        None => Feature::no(
-            "upper",
-            format!(
-                "the file system, {file_system}, has what an upper directory needs, but nothing \
-                 can be mounted"
-            ),
-        ),
-    }
+        },
+    )
 }
 
-fn rung_feature(driver: &OverlayDriver, dir: &Path) -> Feature {
+/// The way in which layers are given, which counts only where something can be mounted.
+fn rung_feature(driver: &OverlayDriver, dir: &Path, mountable: bool) -> Feature {
     match driver.ladder.choose(dir) {
         Ok(choice) => {
             let mut reason = choice.rung.to_string();
             for (rung, why) in &choice.passed_over {
                 reason.push_str(&format!("; not {rung}: {why}"));
             }
-            Feature::yes("layers-by", reason)
+            Feature { available: mountable, ..Feature::yes("layers-by", reason) }
         }
         Err(e) => Feature::no("layers-by", e),
     }
