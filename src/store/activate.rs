@@ -78,6 +78,10 @@ impl Store {
         let request = self.request(&row, options)?;
         let mounts = self.driver.mounts(&request)?;
         self.unsettle(&row)?;
+        if !row.handed_out {
+            // Lost with the power, as are the mounts.
+            self.lazily(|tx| tx.set_handed_out(row.id))?;
+        }
         Ok(mounts)
     }
 

@@ -73,7 +73,7 @@ impl Store {
             tx.commit_as(&row, name, parent, &options.labels, settled)?;
             Ok(tx.get(name)?.info)
         })?;
-        if hold.is_some() {
+        if hold.is_some() && !row.handed_out {
             self.drop_workdir(row.id);
         }
         Ok(info)
@@ -85,7 +85,8 @@ impl Store {
         if row.info.kind == Kind::Active { Ok(row) } else { Err(wrong_kind(&row.info, needed)) }
     }
 
-    /// What a committed layer's workdir still takes; failing costs nothing but that.
+    /// Removes the workdir of a committed snapshot that nobody has mounted; failing costs nothing but
+    /// its room.
     pub(super) fn drop_workdir(&self, id: i64) {
         let dropped = self
             .layout

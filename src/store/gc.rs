@@ -39,13 +39,18 @@ impl Store {
     /// Those of the file system; [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled).
     pub fn gc(&self, progress: &mut ProgressFn<'_>) -> Result<GcReport> {
         let mut report = self.sweep_counted()?;
+        for row in self.metadata.read(|tx| tx.every())? {
+            if row.info.kind == Kind::Committed && !row.handed_out {
+                report.workdirs += u64::from(self.sweep_workdir(&row)?);
+            }
+        }
         report.trash = staging::empty_trash(&self.layout, progress)?;
         self.sweep_imports(&mut report)?;
         self.layout.fill_reserve()?;
         Ok(report)
     }
 
-    /// The quick part of [`Store::gc`]: staging, orphans, workdirs, mount rows, intents.
+    /// The quick part of [`Store::gc`]: staging, orphans, mount rows, intents.
     pub(super) fn sweep(&self) -> Result<()> {
         self.sweep_counted().map(drop)
     }
@@ -56,10 +61,6 @@ impl Store {
             orphans: self.sweep_orphans()?,
             ..GcReport::default()
         };
-        let rows = self.metadata.read(|tx| tx.every())?;
-        for row in rows.iter().filter(|row| row.info.kind == Kind::Committed) {
-            report.workdirs += u64::from(self.sweep_workdir(row)?);
-        }
         report.mounts = self.sweep_mount_rows()?;
         // Ids are never given out twice, so an intent is worth nothing but while it is carried out;
         // and should its operation still run, it will find nothing to end.

@@ -121,16 +121,25 @@ impl Drop for Published<'_> {
 /// Moves `entry` of `dir` to the trash and removes it from there. What could not be removed is left to
 /// [`empty_trash`].
 pub(super) fn discard(layout: &Layout, dir: &Dir, entry: &Name) -> Result<()> {
+    match to_trash(layout, dir, entry)? {
+        Some(trashed) => {
+            remove_tree(&layout.trash, &trashed, &mut || Ok(())).at("empty the trash of", entry)
+        }
+        None => Ok(()),
+    }
+}
+
+/// Moves `entry` of `dir` to the trash, and gives its name there; none if it is gone already.
+fn to_trash(layout: &Layout, dir: &Dir, entry: &Name) -> Result<Option<Name>> {
     let trashed = name(&format!("{:016x}", random()))?;
     match dir.rename(entry, &layout.trash, &trashed, OnExisting::Fail) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         // No room for a name in the trash: then from where it is.
         Err(e) if e.kind() == io::ErrorKind::StorageFull => {
-            return remove_tree(dir, entry, &mut || Ok(())).at("remove", entry);
+            remove_tree(dir, entry, &mut || Ok(())).at("remove", entry).map(|()| None)
         }
-        done => done.at("move to the trash", entry)?,
+        done => done.at("move to the trash", entry).map(|()| Some(trashed)),
     }
-    remove_tree(&layout.trash, &trashed, &mut || Ok(())).at("empty the trash of", entry)
 }
 
 /// Removes everything in the trash; how many entries.
@@ -173,17 +182,21 @@ pub(super) fn sweep_staging(layout: &Layout) -> Result<u64> {
     let at = layout.path.join("staging");
     let gate = layout.staging.reopen().at("open", &at)?;
     // Somebody is just making one: there will be another sweep.
-    let Ok(_gate) = try_lock(gate.into(), Sharing::Exclusive).at("lock", &at)? else {
+    let Ok(gate) = try_lock(gate.into(), Sharing::Exclusive).at("lock", &at)? else {
         return Ok(0);
     };
-    let mut swept = 0;
+    let mut swept = Vec::new();
     for entry in layout.staging.entries().at("list", &at)? {
         if is_abandoned(&layout.staging, &entry.name).at("lock", &entry.name)? {
-            discard(layout, &layout.staging, &entry.name)?;
-            swept += 1;
+            swept.extend(to_trash(layout, &layout.staging, &entry.name)?);
         }
     }
-    Ok(swept)
+    // Makers wait for no more than the renames.
+    drop(gate);
+    for trashed in &swept {
+        remove_tree(&layout.trash, trashed, &mut || Ok(())).at("empty the trash of", trashed)?;
+    }
+    Ok(swept.len() as u64)
 }
 
 /// Whether nobody holds the lock of the directory `entry`. What is no directory has no maker.

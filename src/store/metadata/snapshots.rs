@@ -20,6 +20,8 @@ pub(in crate::store) struct Row {
     pub(in crate::store) settled: bool,
     /// Whether the layer bears whiteouts or opaque marks; unknown until settled.
     pub(in crate::store) has_marks: Option<bool>,
+    /// Whether others may have it mounted without this store's knowing.
+    pub(in crate::store) handed_out: bool,
     pub(in crate::store) info: Info,
 }
 
@@ -37,7 +39,7 @@ pub(in crate::store) struct NewSnapshot<'a> {
 }
 
 const COLUMNS: &str = "s.id, s.key, s.kind, s.parent, p.key, s.labels, s.created, s.updated, \
-     s.settled, s.bytes, s.inodes, s.has_marks, s.diff_id";
+     s.settled, s.bytes, s.inodes, s.has_marks, s.diff_id, s.handed_out";
 const FROM: &str = "FROM snapshots s LEFT JOIN snapshots p ON p.id = s.parent";
 
 /// A row as SQLite gives it, before it is understood.
@@ -54,6 +56,7 @@ struct Raw {
     usage: (Option<i64>, Option<i64>),
     has_marks: Option<bool>,
     diff_id: Option<String>,
+    handed_out: bool,
 }
 
 fn read_raw(row: &rusqlite::Row<'_>) -> rusqlite::Result<Raw> {
@@ -70,6 +73,7 @@ fn read_raw(row: &rusqlite::Row<'_>) -> rusqlite::Result<Raw> {
         usage: (row.get(9)?, row.get(10)?),
         has_marks: row.get(11)?,
         diff_id: row.get(12)?,
+        handed_out: row.get(13)?,
     })
 }
 
@@ -93,6 +97,7 @@ fn understand(raw: Raw) -> Result<Row> {
         parent: raw.parent,
         settled: raw.settled,
         has_marks: raw.has_marks,
+        handed_out: raw.handed_out,
         info: Info {
             key: raw.key,
             kind,
@@ -259,6 +264,11 @@ impl Tx<'_> {
             ],
         )
         .map(drop)
+    }
+
+    /// Notes that its mounts were given to others.
+    pub(in crate::store) fn set_handed_out(&self, id: i64) -> Result<()> {
+        self.execute("UPDATE snapshots SET handed_out = 1 WHERE id = ?1", [id]).map(drop)
     }
 
     /// Replaces the labels.
