@@ -4,6 +4,7 @@
 #![deny(clippy::undocumented_unsafe_blocks)]
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 
+mod archive;
 mod changes;
 mod compression;
 mod digest;

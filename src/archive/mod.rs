@@ -1,0 +1,3 @@
+//! Layer archives: tar in and out.
+
+pub(crate) mod entry;
