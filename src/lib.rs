@@ -20,6 +20,7 @@ mod progress;
 mod store;
 mod sys;
 
+pub use archive::{ExportOptions, Exported};
 pub use changes::{Change, ChangeKind};
 pub use compression::Compression;
 pub use digest::{ChainId, DiffId, Digest};

@@ -1,14 +1,17 @@
 //! What is in a snapshot: the union it shows, from which layer, and how it differs from its parent.
 
+use std::io::Write;
 use std::sync::Arc;
 
 use super::Store;
 use super::metadata::Row;
+use crate::archive::{self, ExportOptions, Exported};
 use crate::changes::{self, Change};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::layer::stack::{Branch, LayerStack};
 use crate::path::RelPath;
 use crate::progress::ProgressFn;
+use crate::sys::lock::Sharing;
 
 impl Store {
     /// The snapshot that `path` comes from, as a mount of `key` shows it: the topmost layer that has
@@ -36,6 +39,33 @@ impl Store {
             }
             None => Ok(Vec::new()),
         }
+    }
+
+    /// Packs a snapshot's own layer as an uncompressed archive; its parents' marks aside, it is what
+    /// [`Store::apply`] takes. The archive has a mark for everything that the layer deletes of its
+    /// parents, and for nothing else.
+    ///
+    /// # Errors
+    /// - [`ErrorKind::NotFound`].
+    /// - [`ErrorKind::FailedPrecondition`]: it holds what no archive can say: a file whose name reads
+    ///   as a whiteout, the deletion of a name too long for one. Nothing is written then. Or it was
+    ///   changed while it was read.
+    /// - [`ErrorKind::Cancelled`], and those of the file system and of `out`.
+    pub fn export(
+        &self,
+        key: &str,
+        out: &mut dyn Write,
+        options: &ExportOptions,
+        progress: &mut ProgressFn<'_>,
+    ) -> Result<Exported> {
+        let chain = self.metadata.read(|tx| tx.chain(tx.get(key)?.id))?;
+        let Some((own, parents)) = chain.split_first() else {
+            return Err(Error::new(ErrorKind::Corrupt, format!("{key:?} has no layers")));
+        };
+        let _hold = self.try_hold(own.id, Sharing::Shared)?;
+        let parents = self.stack(parents)?;
+        archive::export(&self.branch(own)?, Some(&parents), out, options, progress)
+            .map_err(|e| e.context(format!("export of snapshot {key:?} failed")))
     }
 
     /// The layers of a chain, topmost first.

@@ -58,9 +58,7 @@ const STAR_PREFIX_LEN: usize = 130;
 
 impl Field {
     fn of(self, block: &Block) -> &[u8] {
-        block
-            .get(self.at..self.at.saturating_add(self.len))
-            .unwrap_or_default()
+        block.get(self.at..self.at.saturating_add(self.len)).unwrap_or_default()
     }
 
     fn byte(self, block: &Block) -> u8 {
@@ -238,10 +236,7 @@ fn number(field: &[u8]) -> Parsed<i64> {
 fn octal(field: &[u8]) -> Parsed<i64> {
     let bad = || Reason::from("is not an octal number");
     let digits = field.trim_ascii_start();
-    let end = digits
-        .iter()
-        .position(|b| !b.is_ascii_digit())
-        .unwrap_or(digits.len());
+    let end = digits.iter().position(|b| !b.is_ascii_digit()).unwrap_or(digits.len());
     let (digits, rest) = digits.split_at_checked(end).ok_or_else(bad)?;
     let leading = field.len().saturating_sub(digits.len() + rest.len());
     if field.iter().take(leading).any(|b| *b != b' ') || rest.iter().any(|b| !matches!(b, 0 | b' '))
@@ -257,13 +252,9 @@ fn octal(field: &[u8]) -> Parsed<i64> {
 
 /// Two's complement, most significant byte first; the first byte of the field was only the sign.
 fn base_256(negative: bool, rest: &[u8]) -> Parsed<i64> {
-    let value = rest
-        .iter()
-        .try_fold(if negative { -1i64 } else { 0 }, |value, b| {
-            value
-                .checked_mul(256)
-                .map(|shifted| shifted | i64::from(*b))
-        });
+    let value = rest.iter().try_fold(if negative { -1i64 } else { 0 }, |value, b| {
+        value.checked_mul(256).map(|shifted| shifted | i64::from(*b))
+    });
     match value {
         Some(value) if (value < 0) == negative => Ok(value),
         _ => Err("is beyond 64 bits".into()),
@@ -380,11 +371,9 @@ mod tests {
         h.name = [vec![b'p'; 120], b"/name".to_vec()].concat();
         let mut block = h.encode((0, 0));
         assert_eq!(Header::decode(&block).unwrap().name, h.name);
-        for (magic, name) in [
-            (b"ustar  \0", Some("name")),
-            (&[0; 8], Some("name")),
-            (b"ustar\x0100", None),
-        ] {
+        for (magic, name) in
+            [(b"ustar  \0", Some("name")), (&[0; 8], Some("name")), (b"ustar\x0100", None)]
+        {
             MAGIC.put(&mut block, magic);
             resum(&mut block);
             let decoded = Header::decode(&block).ok().map(|h| h.name);

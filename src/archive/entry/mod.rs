@@ -113,11 +113,7 @@ pub(crate) struct EntryLimits {
 
 impl Default for EntryLimits {
     fn default() -> Self {
-        EntryLimits {
-            max_path: 4096,
-            max_pax_bytes: 1 << 20,
-            max_entries: 10_000_000,
-        }
+        EntryLimits { max_path: 4096, max_pax_bytes: 1 << 20, max_entries: 10_000_000 }
     }
 }
 
@@ -137,10 +133,9 @@ impl Entry {
     /// The bytes of content that follow the entry's headers.
     pub(crate) fn stored_size(&self) -> u64 {
         match &self.kind {
-            EntryKind::File {
-                sparse: Some(extents),
-                ..
-            } => extents.iter().fold(0, |sum, e| sum.saturating_add(e.len)),
+            EntryKind::File { sparse: Some(extents), .. } => {
+                extents.iter().fold(0, |sum, e| sum.saturating_add(e.len))
+            }
             EntryKind::File { size, sparse: None } => *size,
             _ => 0,
         }
@@ -187,7 +182,7 @@ impl Entry {
         for name in self.xattrs.keys() {
             if name.is_empty() || name.len() > MAX_XATTR_NAME || name.contains(&0) {
                 return Err(
-                    format!("{:?} is not the name of an xattr", OsStr::from_bytes(name)).into(),
+                    format!("{:?} is not the name of an xattr", OsStr::from_bytes(name)).into()
                 );
             }
         }
@@ -210,10 +205,7 @@ fn normalise(raw: &[u8], max: usize) -> Result<RelPath> {
     if raw.len() > max {
         return Err(Error::new(
             ErrorKind::LimitExceeded,
-            format!(
-                "a name of {} bytes in the archive is over the limit of {max}",
-                raw.len()
-            ),
+            format!("a name of {} bytes in the archive is over the limit of {max}", raw.len()),
         ));
     }
     let mut path = Vec::with_capacity(raw.len());

@@ -136,10 +136,7 @@ pub(super) fn encode(records: &BTreeMap<Vec<u8>, Vec<u8>>) -> Vec<u8> {
 /// The record of an xattr. A name with an equals sign would end early in the common form.
 pub(super) fn xattr_record(name: &[u8], value: &[u8]) -> (Vec<u8>, Vec<u8>) {
     if name.contains(&b'=') {
-        (
-            [LIBARCHIVE_XATTR, &percent_encode(name)].concat(),
-            base64_encode(value),
-        )
+        ([LIBARCHIVE_XATTR, &percent_encode(name)].concat(), base64_encode(value))
     } else {
         ([SCHILY_XATTR, name].concat(), value.to_vec())
     }
@@ -150,10 +147,9 @@ pub(super) fn time_text(time: Timestamp) -> String {
     let sign = if time.secs < 0 { "-" } else { "" };
     // Nanoseconds count up from the second: -2 s and 500,000,000 ns are -1.5.
     let (whole, nanos) = match (time.secs < 0, time.nanos) {
-        (true, 1..=999_999_999) => (
-            time.secs.unsigned_abs().saturating_sub(1),
-            1_000_000_000 - time.nanos,
-        ),
+        (true, 1..=999_999_999) => {
+            (time.secs.unsigned_abs().saturating_sub(1), 1_000_000_000 - time.nanos)
+        }
         _ => (time.secs.unsigned_abs(), time.nanos),
     };
     if nanos == 0 {
@@ -227,9 +223,7 @@ fn magnitude(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    digits.iter().try_fold(0u64, |value, b| {
-        value.checked_mul(10)?.checked_add(u64::from(b - b'0'))
-    })
+    digits.iter().try_fold(0u64, |value, b| value.checked_mul(10)?.checked_add(u64::from(b - b'0')))
 }
 
 /// Seconds, perhaps negative, perhaps with a fraction; digits beyond nanoseconds are dropped.
@@ -342,10 +336,7 @@ mod tests {
     use super::*;
 
     fn map(records: &[(&[u8], &[u8])]) -> BTreeMap<Vec<u8>, Vec<u8>> {
-        records
-            .iter()
-            .map(|(k, v)| (k.to_vec(), v.to_vec()))
-            .collect()
+        records.iter().map(|(k, v)| (k.to_vec(), v.to_vec())).collect()
     }
 
     #[test]

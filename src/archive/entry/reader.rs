@@ -182,18 +182,13 @@ impl<R: Read> EntryReader<R> {
         if header.size > max {
             return Err(Error::new(
                 ErrorKind::LimitExceeded,
-                format!(
-                    "an extended header of {} bytes is over the limit of {max}",
-                    header.size
-                ),
+                format!("an extended header of {} bytes is over the limit of {max}", header.size),
             )
             .with_path(OsStr::from_bytes(&header.name)));
         }
         self.expect_content(header.size)?;
         let mut body = Vec::new();
-        self.content()
-            .read_to_end(&mut body)
-            .map_err(|e| self.failed(e))?;
+        self.content().read_to_end(&mut body).map_err(|e| self.failed(e))?;
         self.skip_content()?;
         Ok(body)
     }
@@ -230,9 +225,8 @@ impl<R: Read> EntryReader<R> {
                 )));
             }
         };
-        let pax_sparse = std::mem::take(&mut pax.sparse)
-            .resolve()
-            .map_err(|reason| self.refuse(reason))?;
+        let pax_sparse =
+            std::mem::take(&mut pax.sparse).resolve().map_err(|reason| self.refuse(reason))?;
         let extended_name = long.is_some();
         let mut raw = long.unwrap_or_else(|| header.name.clone());
         if let Some(name) = pax_sparse.as_ref().and_then(|sparse| sparse.name.clone()) {
@@ -288,10 +282,7 @@ impl<R: Read> EntryReader<R> {
             mode: u32::try_from(header.mode & 0o7777).unwrap_or(0),
             uid: id(pax.uid.unwrap_or(header.uid))?,
             gid: id(pax.gid.unwrap_or(header.gid))?,
-            mtime: pax.mtime.unwrap_or(Timestamp {
-                secs: header.mtime,
-                nanos: 0,
-            }),
+            mtime: pax.mtime.unwrap_or(Timestamp { secs: header.mtime, nanos: 0 }),
             atime: pax.atime,
             xattrs: pax.xattrs,
             acl_access: pax.acl_access,
@@ -305,16 +296,9 @@ impl<R: Read> EntryReader<R> {
     fn kind(&self, header: &Header, block: &Block, pax: &Pax, link: &[u8]) -> Result<EntryKind> {
         Ok(match header.typeflag {
             // POSIX: "contiguous" is a regular file where there is no such thing.
-            b'0' | 0 | b'7' | b'S' => EntryKind::File {
-                size: 0,
-                sparse: None,
-            },
-            b'1' => EntryKind::HardLink {
-                target: self.hard_link_target(link)?,
-            },
-            b'2' => EntryKind::Symlink {
-                target: link.to_vec(),
-            },
+            b'0' | 0 | b'7' | b'S' => EntryKind::File { size: 0, sparse: None },
+            b'1' => EntryKind::HardLink { target: self.hard_link_target(link)? },
+            b'2' => EntryKind::Symlink { target: link.to_vec() },
             b'3' => {
                 let (major, minor) = self.device(header, block, pax)?;
                 EntryKind::CharDevice { major, minor }
@@ -389,9 +373,7 @@ impl<R: Read> EntryReader<R> {
             if self.remaining < BLOCK as u64 {
                 return Err(self.refuse("its sparse map is longer than its content"));
             }
-            self.content()
-                .read_exact(&mut block)
-                .map_err(|e| self.failed(e))?;
+            self.content().read_exact(&mut block).map_err(|e| self.failed(e))?;
             if let Some(extents) = map.feed(&block).map_err(|reason| self.refuse(reason))? {
                 return Ok(extents);
             }
@@ -403,10 +385,7 @@ impl<R: Read> EntryReader<R> {
         if *bytes > self.limits.max_pax_bytes {
             return Err(Error::new(
                 ErrorKind::LimitExceeded,
-                format!(
-                    "a sparse map is over the limit of {} bytes",
-                    self.limits.max_pax_bytes
-                ),
+                format!("a sparse map is over the limit of {} bytes", self.limits.max_pax_bytes),
             )
             .with_path(OsStr::from_bytes(&self.name)));
         }
@@ -458,9 +437,7 @@ impl<R: Read> EntryReader<R> {
     fn skip_content(&mut self) -> Result<()> {
         self.remaining += self.padding;
         self.padding = 0;
-        io::copy(&mut self.content(), &mut io::sink())
-            .map(drop)
-            .map_err(|e| self.failed(e))
+        io::copy(&mut self.content(), &mut io::sink()).map(drop).map_err(|e| self.failed(e))
     }
 
     fn refuse(&self, reason: impl Into<Reason>) -> Error {
@@ -468,22 +445,15 @@ impl<R: Read> EntryReader<R> {
     }
 
     fn truncated(&self) -> Error {
-        Error::new(
-            ErrorKind::InvalidArchive,
-            "the archive ends in the middle of the entry",
-        )
-        .with_path(OsStr::from_bytes(&self.name))
+        Error::new(ErrorKind::InvalidArchive, "the archive ends in the middle of the entry")
+            .with_path(OsStr::from_bytes(&self.name))
     }
 
     /// The source's error; one of ours that came through `Content` is handed on as it is.
     fn failed(&self, e: io::Error) -> Error {
         match e.downcast::<Error>() {
             Ok(own) => own,
-            Err(e) => Error::io(
-                "read the archive at the entry",
-                OsStr::from_bytes(&self.name),
-                e,
-            ),
+            Err(e) => Error::io("read the archive at the entry", OsStr::from_bytes(&self.name), e),
         }
     }
 }
@@ -505,10 +475,7 @@ fn either(gnu: Option<Vec<u8>>, pax: Option<Vec<u8>>) -> Parsed<Option<Vec<u8>>>
 }
 
 fn sparse_file(extents: Vec<Extent>, size: u64, stored: u64) -> Parsed<EntryKind> {
-    Ok(EntryKind::File {
-        size,
-        sparse: Some(sparse::checked(extents, size, stored)?),
-    })
+    Ok(EntryKind::File { size, sparse: Some(sparse::checked(extents, size, stored)?) })
 }
 
 /// The content of one entry.
@@ -528,9 +495,7 @@ impl<R: Read> Read for Content<'_, R> {
         if n == 0 {
             return Err(reader.truncated().into());
         }
-        reader.remaining = reader
-            .remaining
-            .saturating_sub(u64::try_from(n).unwrap_or(u64::MAX));
+        reader.remaining = reader.remaining.saturating_sub(u64::try_from(n).unwrap_or(u64::MAX));
         Ok(n)
     }
 }

@@ -96,11 +96,7 @@ impl SparseKeys {
                 let records = self.blocks.is_some() || self.map.is_some() || self.size.is_some();
                 match (self.name, self.real_size) {
                     (Some(name), Some(size)) if !records && self.pairs.is_empty() => {
-                        Ok(Some(PaxSparse {
-                            name: Some(name),
-                            size,
-                            map: MapPlace::Content,
-                        }))
+                        Ok(Some(PaxSparse { name: Some(name), size, map: MapPlace::Content }))
                     }
                     _ => Err(mixed()),
                 }
@@ -120,11 +116,7 @@ impl SparseKeys {
                 if self.blocks.is_some_and(|blocks| blocks != count) {
                     return Err("its sparse map has another length than it says".into());
                 }
-                Ok(Some(PaxSparse {
-                    name: self.name,
-                    size,
-                    map: MapPlace::Records(extents),
-                }))
+                Ok(Some(PaxSparse { name: self.name, size, map: MapPlace::Records(extents) }))
             }
             _ => Err("its sparse form is of an unknown version".into()),
         }
@@ -235,10 +227,7 @@ impl ContentMap {
             match (self.count, self.offset.take()) {
                 (None, _) => self.count = Some(number),
                 (Some(_), None) => self.offset = Some(number),
-                (Some(_), Some(offset)) => self.extents.push(Extent {
-                    offset,
-                    len: number,
-                }),
+                (Some(_), Some(offset)) => self.extents.push(Extent { offset, len: number }),
             }
             let have = u64::try_from(self.extents.len()).unwrap_or(u64::MAX);
             if self.count == Some(have) && self.offset.is_none() {
@@ -254,13 +243,7 @@ mod tests {
     use super::*;
 
     fn extents(pairs: &[(u64, u64)]) -> Vec<Extent> {
-        pairs
-            .iter()
-            .map(|(offset, len)| Extent {
-                offset: *offset,
-                len: *len,
-            })
-            .collect()
+        pairs.iter().map(|(offset, len)| Extent { offset: *offset, len: *len }).collect()
     }
 
     fn keys(records: &[(&str, &str)]) -> Parsed<Option<PaxSparse>> {
@@ -288,20 +271,10 @@ mod tests {
         assert_eq!(oldest, Ok(Some(PaxSparse { name, size, map })));
         let name = Some(b"f".to_vec());
         let map = MapPlace::Records(extents(&[(0, 5)]));
-        let middle = keys(&[
-            ("name", "f"),
-            ("size", "10"),
-            ("numblocks", "1"),
-            ("map", "0,5"),
-        ]);
+        let middle = keys(&[("name", "f"), ("size", "10"), ("numblocks", "1"), ("map", "0,5")]);
         let expected = PaxSparse { name, size, map };
         assert_eq!(middle, Ok(Some(expected.clone())));
-        let newest = keys(&[
-            ("major", "1"),
-            ("minor", "0"),
-            ("name", "f"),
-            ("realsize", "10"),
-        ]);
+        let newest = keys(&[("major", "1"), ("minor", "0"), ("name", "f"), ("realsize", "10")]);
         let map = MapPlace::Content;
         assert_eq!(newest, Ok(Some(PaxSparse { map, ..expected })));
     }
@@ -321,12 +294,7 @@ mod tests {
             &[("realsize", "10"), ("name", "f"), ("map", "0,5")],
             &[("size", "10"), ("realsize", "10")],
             &[("major", "1"), ("name", "f"), ("realsize", "1")],
-            &[
-                ("major", "2"),
-                ("minor", "0"),
-                ("name", "f"),
-                ("realsize", "1"),
-            ],
+            &[("major", "2"), ("minor", "0"), ("name", "f"), ("realsize", "1")],
             &[("major", "1"), ("minor", "0"), ("realsize", "1")],
             &[("major", "1"), ("minor", "0"), ("name", "f"), ("size", "1")],
             &[("unknown", "1")],
@@ -402,10 +370,7 @@ mod tests {
             done = map.feed(&block).unwrap();
         }
         let done = done.unwrap();
-        assert_eq!(
-            (done.len(), done[99].offset, done[99].len),
-            (100, 99_000, 99)
-        );
+        assert_eq!((done.len(), done[99].offset, done[99].len), (100, 99_000, 99));
 
         let feed = |text: &[u8]| {
             let mut block = [0; 512];
@@ -417,9 +382,6 @@ mod tests {
         for bad in [&b""[..], b"\n", b"-1\n", b"1\n2\n\n", b"x\n", b"1\n2\n3"] {
             assert!(feed(bad).is_err(), "{bad:?}");
         }
-        assert_eq!(
-            feed(&[b"9\n".as_slice(), &b"1\n".repeat(12), &[b'1'; 20]].concat()).ok(),
-            None
-        );
+        assert_eq!(feed(&[b"9\n".as_slice(), &b"1\n".repeat(12), &[b'1'; 20]].concat()).ok(), None);
     }
 }

@@ -41,9 +41,7 @@ fn extended(typeflag: u8, body: &[u8]) -> Vec<u8> {
 fn pax(records: &[(&str, &str)]) -> Vec<u8> {
     let mut body = String::new();
     for (key, value) in records {
-        let len = (1..)
-            .find(|n| n.to_string().len() + key.len() + value.len() + 3 == *n)
-            .unwrap();
+        let len = (1..).find(|n| n.to_string().len() + key.len() + value.len() + 3 == *n).unwrap();
         body += &format!("{len} {key}={value}\n");
     }
     extended(b'x', body.as_bytes())
@@ -59,10 +57,7 @@ fn read(archive: &[u8]) -> Result<Vec<(Entry, Vec<u8>)>> {
     let mut entries = Vec::new();
     while let Some(entry) = reader.next()? {
         let mut content = Vec::new();
-        reader
-            .content()
-            .read_to_end(&mut content)
-            .map_err(|e| e.downcast::<Error>().unwrap())?;
+        reader.content().read_to_end(&mut content).map_err(|e| e.downcast::<Error>().unwrap())?;
         entries.push((entry, content));
     }
     Ok(entries)
@@ -89,11 +84,7 @@ fn names_lose_slashes_and_dots_but_never_leave() {
         ("/a//b/./c/", "a/b/c"),
         (".../..a", ".../..a"),
     ] {
-        assert_eq!(
-            normalise(raw.as_bytes(), 4096).unwrap().as_bytes(),
-            path.as_bytes(),
-            "{raw:?}"
-        );
+        assert_eq!(normalise(raw.as_bytes(), 4096).unwrap().as_bytes(), path.as_bytes(), "{raw:?}");
     }
     let long = "n".repeat(256);
     for bad in ["", "..", "a/..", "a/../b", "/../etc", "a\0b", &long] {
@@ -110,17 +101,11 @@ fn reads_a_plain_header() {
     let entries = read(&archive).unwrap();
     let expected = Entry {
         path: RelPath::new("dir/file").unwrap(),
-        kind: EntryKind::File {
-            size: 3,
-            sparse: None,
-        },
+        kind: EntryKind::File { size: 3, sparse: None },
         mode: 0o644,
         uid: 1000,
         gid: 1001,
-        mtime: Timestamp {
-            secs: 0o14524770400,
-            nanos: 0,
-        },
+        mtime: Timestamp { secs: 0o14524770400, nanos: 0 },
         atime: None,
         xattrs: BTreeMap::new(),
         acl_access: None,
@@ -133,12 +118,9 @@ fn reads_a_plain_header() {
 fn ends_where_every_reader_ends() {
     let file = plain("f", b'0', 0);
     let zero = vec![0; 512];
-    for tail in [
-        vec![],
-        zero.clone(),
-        vec![0; 1024],
-        [vec![0; 1024], b"anything".to_vec()].concat(),
-    ] {
+    for tail in
+        [vec![], zero.clone(), vec![0; 1024], [vec![0; 1024], b"anything".to_vec()].concat()]
+    {
         let archive = [file.clone(), tail].concat();
         assert_eq!(read(&archive).unwrap().len(), 1);
     }
@@ -160,13 +142,8 @@ fn leaves_what_follows_the_trailer_to_the_caller() {
 
 #[test]
 fn skips_content_that_nobody_read() {
-    let archive = [
-        plain("a", b'0', 700),
-        padded(&[b'x'; 700]),
-        plain("b", b'0', 1),
-        padded(b"y"),
-    ]
-    .concat();
+    let archive =
+        [plain("a", b'0', 700), padded(&[b'x'; 700]), plain("b", b'0', 1), padded(b"y")].concat();
     let mut reader = reader(&archive);
     reader.next().unwrap();
     let mut some = [0; 10];
@@ -235,13 +212,7 @@ fn types_that_no_layer_holds_are_refused() {
     for typeflag in *b"VMDNAXZ8 \xff" {
         assert_refused("type", &plain("x", typeflag, 0));
     }
-    assert_eq!(
-        one(&plain("x", b'7', 0)).kind,
-        EntryKind::File {
-            size: 0,
-            sparse: None
-        }
-    );
+    assert_eq!(one(&plain("x", b'7', 0)).kind, EntryKind::File { size: 0, sparse: None });
 }
 
 #[test]
@@ -250,10 +221,7 @@ fn trailing_slashes_are_for_directories() {
     assert_eq!(one(&plain("d", b'5', 0)).kind, EntryKind::Directory);
     assert_eq!(one(&plain("d/", 0, 0)).kind, EntryKind::Directory);
     assert_refused("file", &plain("d/", b'0', 0));
-    assert_refused(
-        "v7 with content",
-        &[plain("d/", 0, 1), padded(b"x")].concat(),
-    );
+    assert_refused("v7 with content", &[plain("d/", 0, 1), padded(b"x")].concat());
     assert_refused("fifo", &plain("d/.", b'6', 0));
     let long = [extended(b'L', b"d/\0"), plain("d", 0, 0)].concat();
     assert_refused("long name", &long);
@@ -262,24 +230,12 @@ fn trailing_slashes_are_for_directories() {
 #[test]
 fn links_and_names_that_leave_are_refused() {
     let link = |typeflag, target: &[u8]| {
-        block(b"x", typeflag, 0, |b| {
-            b[157..157 + target.len()].copy_from_slice(target)
-        })
+        block(b"x", typeflag, 0, |b| b[157..157 + target.len()].copy_from_slice(target))
     };
     let hard = one(&link(b'1', b"/./a//b"));
-    assert_eq!(
-        hard.kind,
-        EntryKind::HardLink {
-            target: RelPath::new("a/b").unwrap()
-        }
-    );
+    assert_eq!(hard.kind, EntryKind::HardLink { target: RelPath::new("a/b").unwrap() });
     let soft = one(&link(b'2', b"../../x//"));
-    assert_eq!(
-        soft.kind,
-        EntryKind::Symlink {
-            target: b"../../x//".to_vec()
-        }
-    );
+    assert_eq!(soft.kind, EntryKind::Symlink { target: b"../../x//".to_vec() });
     for target in [&b""[..], b"/", b"..", b"a/../b"] {
         assert_refused("hard link", &link(b'1', target));
     }
@@ -304,10 +260,7 @@ fn device_numbers_fit_the_kernel() {
     };
     assert_eq!(
         one(&device(b"0007777", b"3777777")).kind,
-        EntryKind::CharDevice {
-            major: 0xfff,
-            minor: 0xf_ffff
-        }
+        EntryKind::CharDevice { major: 0xfff, minor: 0xf_ffff }
     );
     assert_refused("major", &device(b"0010000", b"0000001"));
     assert_refused("minor", &device(b"0000001", b"4000000"));
@@ -331,9 +284,8 @@ fn ids_are_32_bits_and_somebodys() {
         assert_refused(key, &owned(key, "4294967295"));
         assert_refused(key, &owned(key, "4294967296"));
     }
-    let field = block(b"f", b'0', 0, |b| {
-        b[108..116].copy_from_slice(b"\xff\xff\xff\xff\xff\xff\xff\xfe")
-    });
+    let field =
+        block(b"f", b'0', 0, |b| b[108..116].copy_from_slice(b"\xff\xff\xff\xff\xff\xff\xff\xfe"));
     assert_refused("negative", &field);
 }
 
@@ -410,15 +362,9 @@ fn limits_hold_before_memory_is_taken() {
     for typeflag in b"xgLK" {
         over(&plain("x", *typeflag, 0o77777777777), limits);
     }
-    let small = EntryLimits {
-        max_path: 3,
-        ..limits
-    };
+    let small = EntryLimits { max_path: 3, ..limits };
     over(&plain("four", b'0', 0), small);
-    let none = EntryLimits {
-        max_entries: 0,
-        ..limits
-    };
+    let none = EntryLimits { max_entries: 0, ..limits };
     over(&plain("f", b'0', 0), none);
     // A map that never ends is cut off at the same bound.
     let mut endless = block(b"f", b'S', 0, |b| {
@@ -431,10 +377,7 @@ fn limits_hold_before_memory_is_taken() {
     let mut more = b"00000000000\x0000000000000\0".repeat(21);
     more.resize(512, 1);
     endless.extend(more.repeat(5));
-    let bounded = EntryLimits {
-        max_pax_bytes: 2048,
-        ..limits
-    };
+    let bounded = EntryLimits { max_pax_bytes: 2048, ..limits };
     over(&endless, bounded);
 }
 
@@ -472,21 +415,13 @@ fn all_sparse_forms_read_the_same() {
         [old, data.clone()].concat(),
         [oldest, plain("f", b'0', 10), data.clone()].concat(),
         [middle, plain("GNUSparseFile.0/f", b'0', 10), data.clone()].concat(),
-        [
-            newest.clone(),
-            plain("GNUSparseFile.0/f", b'0', 522),
-            map,
-            data,
-        ]
-        .concat(),
+        [newest.clone(), plain("GNUSparseFile.0/f", b'0', 522), map, data].concat(),
     ] {
         let (entry, content) = read(&archive).unwrap().pop().unwrap();
         assert_eq!(entry.path.as_bytes(), b"f");
         let extent = |offset, len| Extent { offset, len };
-        let kind = EntryKind::File {
-            size: 4096,
-            sparse: Some(vec![extent(512, 4), extent(2048, 6)]),
-        };
+        let kind =
+            EntryKind::File { size: 4096, sparse: Some(vec![extent(512, 4), extent(2048, 6)]) };
         assert_eq!((entry.kind, &content[..]), (kind, &b"0123456789"[..]));
     }
     let short = [newest.clone(), plain("x", b'0', 100), padded(&[b'1'; 100])].concat();
@@ -544,23 +479,11 @@ fn content_of_another_size_breaks_the_archive_off() {
 
 #[test]
 fn what_no_archive_holds_is_refused_before_a_byte() {
-    let mut bad = [
-        file("a", 0),
-        file("b", 0),
-        file("c", 0),
-        file("d", 0),
-        file("", 0),
-    ];
+    let mut bad = [file("a", 0), file("b", 0), file("c", 0), file("d", 0), file("", 0)];
     bad[0].uid = u32::MAX;
     bad[1].kind = EntryKind::Symlink { target: Vec::new() };
-    bad[2].kind = EntryKind::CharDevice {
-        major: 0x1000,
-        minor: 0,
-    };
-    bad[3].kind = EntryKind::File {
-        size: 0,
-        sparse: Some(Vec::new()),
-    };
+    bad[2].kind = EntryKind::CharDevice { major: 0x1000, minor: 0 };
+    bad[3].kind = EntryKind::File { size: 0, sparse: Some(Vec::new()) };
     for entry in bad {
         let mut writer = EntryWriter::new(Vec::new());
         let e = writer.append(&entry, &mut io::empty()).unwrap_err();
@@ -582,10 +505,7 @@ impl Random {
 
     fn bytes(&mut self, max: u64, allowed: impl Fn(u8) -> bool) -> Vec<u8> {
         let len = 1 + self.below(max);
-        (0..len)
-            .map(|_| self.below(256) as u8)
-            .map(|b| if allowed(b) { b } else { b'_' })
-            .collect()
+        (0..len).map(|_| self.below(256) as u8).map(|b| if allowed(b) { b } else { b'_' }).collect()
     }
 
     fn path(&mut self) -> RelPath {
@@ -604,10 +524,7 @@ impl Random {
             _ => [0, -1, i64::MIN, i64::MAX, 0o77777777777, 0o100000000000][self.below(6) as usize],
         };
         let nanos = [0, 1, 999_999_999, self.below(1_000_000_000) as u32];
-        Timestamp {
-            secs,
-            nanos: nanos[self.below(4) as usize],
-        }
+        Timestamp { secs, nanos: nanos[self.below(4) as usize] }
     }
 
     fn entry(&mut self) -> (Entry, Vec<u8>) {
@@ -615,12 +532,8 @@ impl Random {
         let kind = match self.below(8) {
             0 => EntryKind::Directory,
             1 => EntryKind::Fifo,
-            2 => EntryKind::Symlink {
-                target: self.bytes(300, |b| b != 0),
-            },
-            3 => EntryKind::HardLink {
-                target: self.path(),
-            },
+            2 => EntryKind::Symlink { target: self.bytes(300, |b| b != 0) },
+            3 => EntryKind::HardLink { target: self.path() },
             4 => EntryKind::CharDevice {
                 major: self.below(0x1000) as u32,
                 minor: self.below(0x10_0000) as u32,
@@ -631,10 +544,7 @@ impl Random {
             },
             _ => {
                 content = self.bytes(2000, |_| true);
-                EntryKind::File {
-                    size: content.len() as u64,
-                    sparse: None,
-                }
+                EntryKind::File { size: content.len() as u64, sparse: None }
             }
         };
         let mut entry = file("x", 0);
@@ -695,10 +605,7 @@ fn damaged_archives_never_panic() {
         }
         if let Err(e) = read(&damaged) {
             let kind = e.kind();
-            assert!(
-                matches!(kind, ErrorKind::InvalidArchive | ErrorKind::LimitExceeded),
-                "{e}"
-            );
+            assert!(matches!(kind, ErrorKind::InvalidArchive | ErrorKind::LimitExceeded), "{e}");
         }
     }
 }

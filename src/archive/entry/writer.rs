@@ -41,13 +41,12 @@ impl<W: Write> EntryWriter<W> {
         self.usable()?;
         let headers = encode(entry)?;
         self.broken = true;
-        self.out
-            .write_all(&headers)
-            .and_then(|()| self.copy(entry, content))
-            .map_err(|e| match e.downcast::<Error>() {
+        self.out.write_all(&headers).and_then(|()| self.copy(entry, content)).map_err(|e| {
+            match e.downcast::<Error>() {
                 Ok(own) => own,
                 Err(e) => Error::io("write the archive entry", &entry.path, e),
-            })?;
+            }
+        })?;
         self.broken = false;
         Ok(())
     }
@@ -106,16 +105,10 @@ fn encode(entry: &Entry) -> Result<Vec<u8>> {
             .with_path(&entry.path)
             .with_source(reason)
     };
-    entry
-        .check()
-        .map_err(|reason| invalid(reason.into_owned()))?;
+    entry.check().map_err(|reason| invalid(reason.into_owned()))?;
     let (typeflag, link, device) = match &entry.kind {
-        EntryKind::File {
-            sparse: Some(_), ..
-        } => {
-            return Err(invalid(
-                "layers hold no sparse entries (OCI): give the whole file".into(),
-            ));
+        EntryKind::File { sparse: Some(_), .. } => {
+            return Err(invalid("layers hold no sparse entries (OCI): give the whole file".into()));
         }
         EntryKind::File { sparse: None, .. } => (b'0', &[][..], (0, 0)),
         EntryKind::HardLink { target } => (b'1', target.as_bytes(), (0, 0)),
@@ -209,12 +202,7 @@ fn records(entry: &Entry, header: &Header) -> BTreeMap<Vec<u8>, Vec<u8>> {
     if let Some(acl) = &entry.acl_default {
         add("SCHILY.acl.default", acl.clone());
     }
-    records.extend(
-        entry
-            .xattrs
-            .iter()
-            .map(|(name, value)| pax::xattr_record(name, value)),
-    );
+    records.extend(entry.xattrs.iter().map(|(name, value)| pax::xattr_record(name, value)));
     records
 }
 
