@@ -4,6 +4,7 @@
 #![deny(clippy::undocumented_unsafe_blocks)]
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 
+mod archive;
 mod changes;
 mod compression;
 mod digest;
@@ -18,6 +19,10 @@ mod progress;
 mod store;
 mod sys;
 
+pub use archive::apply::{
+    Applied, ApplyLimits, ApplyOptions, Devices, LayerTarget, Ownership, UnionXattrs, XattrPolicy,
+    apply_layer,
+};
 pub use changes::{Change, ChangeKind};
 pub use compression::Compression;
 pub use digest::{ChainId, DiffId, Digest};
