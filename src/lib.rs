@@ -1,4 +1,92 @@
 //! Layered copy-on-write snapshots for container runtimes.
+//!
+//! # From the top
+//!
+//! - [`Store`] is a directory of snapshots. *Committed* ones are immutable layers on top of one
+//!   another; an *active* one is writable, on top of a committed one; a *view* is read-only. The
+//!   contract is that of containerd's snapshotters: prepare, commit, view, remove, stat, update,
+//!   usage, walk, cleanup.
+//! - [`Mount`] is what must be mounted to see a snapshot, as plain data for whoever mounts, and
+//!   [`Guard`] a mount that this process made and that ends with it. A [`Driver`] makes mounts: today
+//!   there is one, the kernel's overlayfs.
+//! - [`ImageLayout`] is a directory or tar file with OCI images: [`import_image`] takes them into a
+//!   store, [`save_image`] out of it.
+//!
+//! A layer on disk is what overlayfs makes of it, a delta with whiteouts ([`LayerFormat`]); outside it
+//! is a tar archive, which [`Store::apply`] and [`Store::export`] translate from and to.
+//!
+//! # Layers, a writable snapshot, its changes
+//!
+//! ```
+//! use stratafs::{ApplyOptions, CommitOptions, ExportOptions, Labels, Store, StoreOptions};
+//! # let dir = std::env::temp_dir().join(format!("stratafs-crate-doc-{}", std::process::id()));
+//! # let mut options = StoreOptions::new();
+//! # options.format = Some(stratafs::LayerFormat::Aufs);
+//! # let root = dir.join("store");
+//! # let layer_tar: &[u8] = &[];
+//! # let stop = &mut stratafs::ignore_progress;
+//!
+//! let store = Store::open(&root, options)?;
+//! // From a tar, compressed or not, to a committed layer; nothing is seen of it before it is whole.
+//! let mut input = layer_tar;
+//! store.apply("base", None, &mut input, &ApplyOptions::default(), Labels::new(), stop)?;
+//! // A writable snapshot on top; `store.mounts` or `store.activate` would make it usable.
+//! store.prepare("container-1", Some("base"), Labels::new())?;
+//! for change in store.changes("container-1", stop)? {
+//!     println!("{change}");
+//! }
+//! store.commit("edited", "container-1", CommitOptions::new())?;
+//! let mut tar = Vec::new();
+//! store.export("edited", &mut tar, &ExportOptions::default(), stop)?;
+//! # std::fs::remove_dir_all(&dir).unwrap();
+//! # Ok::<(), stratafs::Error>(())
+//! ```
+//!
+//! # A mount that ends with its guard
+//!
+//! ```no_run
+//! # use std::path::Path;
+//! # use stratafs::{Labels, MountOptions, Store, StoreOptions};
+//! # let store = Store::open("/var/lib/stratafs", StoreOptions::new())?;
+//! let mut guard = store.activate("container-1", Path::new("/mnt"), &MountOptions::default())?;
+//! std::fs::write(guard.target().join("hello"), "written to the upper layer").unwrap();
+//! guard.unmount()?; // dropping it would unmount too, and log a failure instead of giving it
+//! # Ok::<(), stratafs::Error>(())
+//! ```
+//!
+//! # An image in, an image out
+//!
+//! ```no_run
+//! # use stratafs::*;
+//! # let store = Store::open("/var/lib/stratafs", StoreOptions::new())?;
+//! let layout = ImageLayout::open("busybox.oci.tar")?;
+//! let options = ImportOptions::new();
+//! let image = import_image(&store, &layout, "busybox", &options, &mut ignore_progress)?;
+//! store.prepare("container-1", image.layers.last().map(String::as_str), Labels::new())?;
+//! // ... and after a commit as "edited":
+//! let out = LayoutWriter::to_tar_file("edited.oci.tar", "/var/tmp")?;
+//! save_image(&store, "edited", out, &SaveOptions::new(), &mut ignore_progress)?;
+//! # Ok::<(), stratafs::Error>(())
+//! ```
+//!
+//! # What it promises
+//!
+//! - A call that returned is on disk; a crash at any moment leaves the store as it was before or
+//!   after each call, never between ([`Durability`] can switch the waiting off).
+//! - Archives and images are hostile: nothing leaves the layer's root, all is bounded, digests are
+//!   verified before anything is seen.
+//! - Names are bytes ([`Name`], [`RelPath`]). No call panics, prints, reads the environment, or
+//!   touches the process's umask, working directory or signals.
+//! - Calls block. Long ones take a callback ([`ProgressFn`]) that is told of progress and can stop
+//!   them. [`Store`] and [`Guard`] are `Send + Sync`.
+//!
+//! # Features
+//!
+//! | feature | default | |
+//! |---|---|---|
+//! | `zstd` | yes | layers compressed with zstd |
+//! | `bundled-sqlite` | yes | builds SQLite in; else the system's is linked |
+//! | `cli` | no | the program `stratafs` |
 #![deny(unsafe_code)]
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![deny(clippy::undocumented_unsafe_blocks)]
@@ -20,7 +108,10 @@ mod progress;
 mod store;
 mod sys;
 
-pub use archive::{ExportOptions, Exported};
+pub use archive::{
+    Applied, ApplyLimits, ApplyOptions, Devices, ExportOptions, Exported, LayerTarget, Ownership,
+    UnionXattrs, XattrPolicy, apply_layer,
+};
 pub use changes::{Change, ChangeKind};
 pub use compression::Compression;
 pub use digest::{ChainId, DiffId, Digest};
@@ -33,7 +124,8 @@ pub use driver::{
 };
 pub use error::{Error, ErrorKind, Result};
 pub use image::{
-    BlobWriter, Image, ImageLayer, ImageLayout, ImageSelector, LayoutWriter, Platform,
+    BlobWriter, Image, ImageLayer, ImageLayout, ImageSelector, ImportOptions, LayoutWriter,
+    Platform, SaveOptions, SavedImage, import_image, save_image,
 };
 pub use layer::{LayerFormat, Usage};
 pub use path::{NAME_MAX, Name, RelPath};

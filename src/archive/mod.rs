@@ -1,10 +1,17 @@
 //! Layer archives: tar in and out.
 //!
-//! [`entry`] is the codec, over any `Read` and `Write`; [`export()`] packs a layer directory.
+//! [`entry`] is the codec, over any `Read` and `Write`; [`apply()`] unpacks an archive into a directory,
+//! [`export()`] packs a layer directory.
 
+mod apply;
 mod capability;
 pub(crate) mod entry;
 mod export;
 
+pub(crate) use apply::apply;
+pub use apply::{
+    Applied, ApplyLimits, ApplyOptions, Devices, LayerTarget, Ownership, UnionXattrs, XattrPolicy,
+    apply_layer,
+};
 pub(crate) use export::export;
 pub use export::{ExportOptions, Exported};

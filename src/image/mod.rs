@@ -11,17 +11,21 @@
 
 mod blob;
 mod compose;
+mod import;
 mod layout;
 mod manifest;
 mod media;
 mod platform;
+mod save;
 mod select;
 mod staging;
 mod tar_index;
 mod write;
 
+pub use import::{ImportOptions, import_image};
 pub use layout::ImageLayout;
 pub use manifest::{Image, ImageLayer};
 pub use platform::Platform;
+pub use save::{SaveOptions, SavedImage, save_image};
 pub use select::ImageSelector;
 pub use write::{BlobWriter, LayoutWriter};

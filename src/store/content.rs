@@ -1,12 +1,15 @@
 //! What is in a snapshot: the union it shows, from which layer, and how it differs from its parent.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::sync::Arc;
 
 use super::Store;
 use super::metadata::Row;
-use crate::archive::{self, ExportOptions, Exported};
+use super::prepare::{Filled, Making};
+use super::snapshot::{Kind, Labels};
+use crate::archive::{self, Applied, ApplyOptions, ExportOptions, Exported, LayerTarget};
 use crate::changes::{self, Change};
+use crate::digest::DiffId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::stack::{Branch, LayerStack};
 use crate::path::RelPath;
@@ -66,6 +69,67 @@ impl Store {
         let parents = self.stack(parents)?;
         archive::export(&self.branch(own)?, Some(&parents), out, options, progress)
             .map_err(|e| e.context(format!("export of snapshot {key:?} failed")))
+    }
+
+    /// Unpacks a layer archive, compressed or not, onto the committed `parent`, and commits it as
+    /// `name`. Nothing is to be seen of it before it is whole and on disk.
+    ///
+    /// # Errors
+    /// - As [`Store::prepare`].
+    /// - [`ErrorKind::InvalidArchive`]: truncated, damaged, ambiguous, or trying to leave its root.
+    /// - [`ErrorKind::LimitExceeded`]: beyond a bound of the options.
+    /// - [`ErrorKind::NoSpace`], [`ErrorKind::Cancelled`], and those of the file system and of
+    ///   `input`.
+    ///
+    /// Nothing of it is left then.
+    pub fn apply(
+        &self,
+        name: &str,
+        parent: Option<&str>,
+        input: &mut dyn Read,
+        options: &ApplyOptions,
+        labels: Labels,
+        progress: &mut ProgressFn<'_>,
+    ) -> Result<Applied> {
+        self.apply_expecting(name, parent, input, options, labels, None, progress)
+    }
+
+    /// As [`Store::apply`], of an archive that must have the given digest.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn apply_expecting(
+        &self,
+        name: &str,
+        parent: Option<&str>,
+        input: &mut dyn Read,
+        options: &ApplyOptions,
+        labels: Labels,
+        expected: Option<DiffId>,
+        progress: &mut ProgressFn<'_>,
+    ) -> Result<Applied> {
+        let making = Making { key: name, kind: Kind::Committed, parent, labels: &labels };
+        let mut result = None;
+        self.make(&making, |layer| {
+            let target = LayerTarget::Layer(self.layout.format);
+            let applied = archive::apply(input, layer, target, options, progress)?;
+            if let Some(expected) = expected
+                && applied.diff_id != expected
+            {
+                return Err(Error::new(
+                    ErrorKind::DigestMismatch,
+                    format!(
+                        "the layer's archive has the digest {}, and {expected} was promised",
+                        applied.diff_id
+                    ),
+                ));
+            }
+            let filled = Filled {
+                settled: Some((applied.usage, applied.has_marks)),
+                diff_id: Some(applied.diff_id),
+            };
+            result = Some(applied);
+            Ok(filled)
+        })?;
+        result.ok_or_else(|| Error::new(ErrorKind::Corrupt, "the layer was not unpacked"))
     }
 
     /// The layers of a chain, topmost first.

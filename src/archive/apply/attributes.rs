@@ -1,0 +1,225 @@
+//! Owner, mode, xattrs, access control lists and times of what was made.
+//!
+//! The order matters: chown clears setuid, setgid and `security.capability`, so it comes first; an
+//! ordinary user can set `user.*` only while the mode lets him write, so xattrs come before the mode;
+//! chmod changes an access control list's mask, so lists come after it; and times come last. The
+//! umask is neither asked nor changed: every mode is set explicitly.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use super::acl::Acl;
+use super::{Ownership, UnionXattrs, Unpack, XattrPolicy, refuse};
+use crate::archive::entry::{Entry, EntryKind};
+use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::layer::marks;
+use crate::path::Name;
+use crate::sys::dir::{self, Dir};
+use crate::sys::xattr::{self, Of};
+
+const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
+const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
+
+impl Unpack<'_> {
+    /// Gives a new file, which is no directory, all that its entry says of it. `of` is the file
+    /// itself, open, or the name in `dir` where it cannot be opened.
+    pub(super) fn attributes(
+        &mut self,
+        of: Of<'_>,
+        dir: &Dir,
+        name: &Name,
+        entry: &Entry,
+    ) -> Result<()> {
+        let path = &entry.path;
+        match of {
+            Of::Fd(fd) => self.set_owner(fd, entry)?,
+            Of::Child(..) => {
+                if self.options.ownership == Ownership::AsRecorded {
+                    let set = dir.chown_at(name, entry.uid, entry.gid);
+                    set.at("set owner of", path).map_err(owner_remedy)?;
+                }
+            }
+        }
+        self.set_xattrs(of, entry)?;
+        // A symlink has no mode of its own.
+        if !matches!(entry.kind, EntryKind::Symlink { .. }) {
+            let mode = entry.mode & 0o7777;
+            match of {
+                Of::Fd(fd) => dir::fchmod(fd, mode),
+                Of::Child(..) => dir.chmod_at(name, mode),
+            }
+            .at("set mode of", path)?;
+            self.set_acls(of, entry)?;
+        }
+        let (atime, mtime) = super::times(entry);
+        match of {
+            Of::Fd(fd) => dir::set_times(fd, atime, mtime),
+            Of::Child(..) => dir.set_times_at(name, atime, mtime),
+        }
+        .at("set times of", path)
+    }
+
+    /// Sets the owner that the archive records, if owners are wanted.
+    pub(super) fn set_owner(&self, fd: impl AsFd, entry: &Entry) -> Result<()> {
+        self.chown(fd, entry.uid, entry.gid).at("set owner of", &entry.path).map_err(owner_remedy)
+    }
+
+    pub(super) fn chown(&self, fd: impl AsFd, uid: u32, gid: u32) -> io::Result<()> {
+        match self.options.ownership {
+            Ownership::AsRecorded => dir::fchown(fd, uid, gid),
+            Ownership::Ignore => Ok(()),
+        }
+    }
+
+    /// Sets the entry's xattrs as the policy says, but for access control lists.
+    pub(super) fn set_xattrs(&mut self, of: Of<'_>, entry: &Entry) -> Result<()> {
+        if entry.xattrs.is_empty() {
+            return Ok(());
+        }
+        let sizes = entry.xattrs.iter().map(|(k, v)| k.len() + v.len());
+        let total = sizes.fold(0_u64, |sum, n| sum.saturating_add(n as u64));
+        let max = self.options.limits.max_xattr_bytes;
+        if total > max {
+            let message =
+                format!("{total} bytes of xattrs are over the limit max_xattr_bytes of {max}");
+            return Err(Error::new(ErrorKind::LimitExceeded, message).with_path(&entry.path));
+        }
+        for (key, value) in &entry.xattrs {
+            if is_acl(key) {
+                continue;
+            }
+            if marks::is_union_xattr(key) {
+                if self.options.union_xattrs == UnionXattrs::Refuse {
+                    let key = String::from_utf8_lossy(key);
+                    return Err(refuse(
+                        &entry.path,
+                        format!("it has {key:?}, an xattr of union file systems"),
+                    ));
+                }
+                self.counts.stripped_xattrs += 1;
+            } else {
+                self.set_xattr(of, key, value, entry.path.as_path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets one xattr, or leaves it out and counts it, by the policy.
+    fn set_xattr(&mut self, of: Of<'_>, key: &[u8], value: &[u8], path: &Path) -> Result<()> {
+        let wanted = match self.options.xattrs {
+            XattrPolicy::Exact => true,
+            XattrPolicy::Skip => false,
+            XattrPolicy::Lenient => {
+                is_acl(key)
+                    || key.starts_with(b"user.")
+                    || (key.starts_with(b"security.") && key != b"security.selinux")
+            }
+        };
+        if !wanted {
+            self.counts.skipped_xattrs += 1;
+            return Ok(());
+        }
+        let set = xattr::set(of, key, value).at("set xattr of", path);
+        match set {
+            Err(e) if self.options.xattrs == XattrPolicy::Lenient && may_be_left_out(key, &e) => {
+                self.counts.skipped_xattrs += 1;
+                Ok(())
+            }
+            Err(e) => {
+                let key = String::from_utf8_lossy(key);
+                Err(e.context(format!("xattr {key:?} is not restored")))
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Sets the entry's access control lists, in whichever form they came, and takes away those that
+    /// it inherited from its directory.
+    pub(super) fn set_acls(&mut self, of: Of<'_>, entry: &Entry) -> Result<()> {
+        let is_dir = entry.kind == EntryKind::Directory;
+        if self.inherits_acls {
+            self.drop_inherited_acls(of, is_dir, entry.path.as_path())?;
+        }
+        let lists =
+            [(ACL_ACCESS, &entry.acl_access, true), (ACL_DEFAULT, &entry.acl_default, is_dir)];
+        for (key, text, fits) in lists {
+            let binary = entry.xattrs.get(key);
+            if text.is_none() && binary.is_none() {
+                continue;
+            }
+            let value = match (text, binary) {
+                (Some(text), _) => Acl::parse(text).map(|acl| acl.encode()),
+                (None, binary) => binary.cloned(),
+            };
+            match value.filter(|_| fits) {
+                Some(value) => {
+                    self.set_xattr(of, key, &value, entry.path.as_path())?;
+                    self.inherits_acls |= key == ACL_DEFAULT;
+                }
+                // It names users whom only the image knows, or is no list at all.
+                None if self.options.xattrs == XattrPolicy::Exact => {
+                    let message = "its access control list is malformed or names users without ids";
+                    return Err(refuse(&entry.path, message));
+                }
+                None => self.counts.skipped_xattrs += 1,
+            }
+        }
+        Ok(())
+    }
+
+    fn drop_inherited_acls(&self, of: Of<'_>, is_dir: bool, path: &Path) -> Result<()> {
+        let keys = [Some(ACL_ACCESS), is_dir.then_some(ACL_DEFAULT)];
+        for key in keys.into_iter().flatten() {
+            match xattr::remove(of, key).at("remove inherited access control list of", path) {
+                Err(e) if e.kind() != ErrorKind::Unsupported => return Err(e),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies the xattrs of a directory in a layer below to one that stands for it here.
+    pub(super) fn copy_xattrs(&mut self, from: &Dir, to: &Dir, path: &Path) -> Result<()> {
+        let keys = xattr::list(Of::dir(from)).at("list xattrs of parent", path)?;
+        for key in keys.iter().filter(|key| !marks::is_union_xattr(key)) {
+            let value = xattr::get(Of::dir(from), key).at("read xattr of parent", path)?;
+            if let Some(value) = value {
+                self.set_xattr(Of::dir(to), key, &value, path)?;
+                self.inherits_acls |= key == ACL_DEFAULT;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks whether what is made in the root will inherit access control lists.
+    pub(super) fn find_inherited_acls(&mut self) -> Result<()> {
+        let dir = self.target.dir();
+        let found = xattr::get(Of::dir(&dir), ACL_DEFAULT);
+        self.inherits_acls = found.at("read access control list of", "")?.is_some();
+        Ok(())
+    }
+}
+
+fn is_acl(key: &[u8]) -> bool {
+    key == ACL_ACCESS || key == ACL_DEFAULT
+}
+
+/// Whether a lenient restore goes on without this xattr: the file system does not take it, or it is
+/// not for us, or (of lists, which the kernel checks) it is malformed.
+fn may_be_left_out(key: &[u8], e: &Error) -> bool {
+    match e.kind() {
+        ErrorKind::Unsupported | ErrorKind::PermissionDenied => true,
+        ErrorKind::InvalidArgument => is_acl(key),
+        _ => false,
+    }
+}
+
+fn owner_remedy(e: Error) -> Error {
+    match e.kind() {
+        ErrorKind::PermissionDenied => {
+            e.context("owners need CAP_CHOWN: run with it, or unpack with Ownership::Ignore")
+        }
+        _ => e,
+    }
+}

@@ -1,0 +1,354 @@
+//! Unpacking a layer archive into a directory.
+//!
+//! Input is read once, from first byte to last: digested as it came, uncompressed, digested again
+//! and cut into entries, each of which is made before the next is read. Memory does not grow with
+//! the archive, but for a plain tree's names and the directories that are opaque.
+//!
+//! Invariants:
+//! - Nothing outside of the root is made, changed, removed or looked at, whatever the archive says
+//!   and whatever symlinks it makes ([`target`]). The last name of a path is never followed.
+//! - What is made is what the entry says, whatever the umask and whatever was there ([`place`],
+//!   [`attributes`]).
+//! - Whiteouts mean lower layers only, never what the archive itself has, in any order
+//!   ([`whiteout`]).
+//! - An error leaves the directory half filled: unpack where nobody looks, and remove it then.
+//!   Nothing is synced to disk.
+//!
+//! It relies on nobody else writing to the directory meanwhile for the right result, not for staying
+//! inside.
+//!
+//! Sources: OCI image specification `layer.md`; POSIX `pax`; moby's `pkg/archive/diff.go` for what
+//! AUFS left in archives (`.wh..wh.plnk`).
+
+mod acl;
+mod attributes;
+mod options;
+mod place;
+mod placed;
+mod plnk;
+mod stream;
+mod target;
+mod whiteout;
+
+#[cfg(test)]
+mod breakout_tests;
+#[cfg(test)]
+mod mark_tests;
+#[cfg(test)]
+mod test_archive;
+#[cfg(test)]
+mod tests;
+
+use std::cell::Cell;
+use std::collections::HashSet;
+use std::io::{BufReader, Read};
+use std::path::Path;
+
+use self::placed::Placed;
+use self::stream::{Metered, Tap};
+use self::target::{Inode, Target};
+use crate::archive::entry::{Entry, EntryLimits, EntryReader, Timestamp};
+use crate::compression::Decompressor;
+use crate::digest::DiffId;
+use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::layer::marks::{self, DotWh};
+use crate::layer::{LayerFormat, usage};
+use crate::path::{Name, RelPath};
+use crate::progress::{self, Phase, Progress, ProgressFn};
+use crate::sys::dir::Dir;
+use crate::sys::stat::Time;
+
+pub use self::options::{
+    Applied, ApplyLimits, ApplyOptions, Devices, LayerTarget, Ownership, UnionXattrs, XattrPolicy,
+};
+
+/// The unit in which content is copied, in bytes.
+const BUFFER: usize = 128 * 1024;
+/// How much is written between two reports, in bytes.
+const REPORT_EVERY: u64 = 1 << 20;
+
+/// Unpacks a layer archive, plain or compressed, into the directory `root`.
+///
+/// `input` is read to its very end, for its digest: compare [`Applied::blob`] or
+/// [`Applied::diff_id`] with what was promised before anybody sees the directory. After an error the
+/// directory holds a part of the layer, and is to be removed.
+///
+/// ```
+/// use stratafs::{ApplyOptions, LayerTarget, apply_layer, ignore_progress};
+/// # let root = tempfile::tempdir()?;
+/// let mut archive = tar::Builder::new(Vec::new());
+/// let mut header = tar::Header::new_gnu();
+/// header.set_size(5);
+/// header.set_mode(0o644);
+/// archive.append_data(&mut header, "etc/motd", &b"hello"[..])?;
+/// let archive = archive.into_inner()?;
+///
+/// let options = ApplyOptions::unprivileged();
+/// let applied =
+///     apply_layer(&archive[..], root.path(), LayerTarget::Tree, &options, &mut ignore_progress)?;
+/// assert_eq!(applied.entries, 1);
+/// assert_eq!(std::fs::read(root.path().join("etc/motd"))?, b"hello");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// [`ErrorKind::InvalidArchive`] for an archive that is damaged, ambiguous or hostile, with the
+/// entry's path; [`ErrorKind::LimitExceeded`]; [`ErrorKind::Cancelled`]; and whatever the file system
+/// answers, [`ErrorKind::PermissionDenied`] for owners and devices among it.
+pub fn apply_layer(
+    mut input: impl Read,
+    root: impl AsRef<Path>,
+    target: LayerTarget,
+    options: &ApplyOptions,
+    progress: &mut ProgressFn<'_>,
+) -> Result<Applied> {
+    let root = root.as_ref();
+    let root = Dir::open(root).at("open directory to unpack into", root)?;
+    apply(&mut input, &root, target, options, progress)
+}
+
+/// As [`apply_layer`], into an open directory.
+pub(crate) fn apply(
+    input: &mut dyn Read,
+    root: &Dir,
+    target: LayerTarget,
+    options: &ApplyOptions,
+    progress: &mut ProgressFn<'_>,
+) -> Result<Applied> {
+    let read = Cell::new(0);
+    let mut tap = Tap::new(input, &read);
+    let stream = Decompressor::new(&mut tap)?;
+    let mut unpack = Unpack::new(root, target, options, &read, &mut *progress)?;
+    let unpacked = unpack.run(stream);
+    let counts = unpack.counts;
+    let has_marks = unpack.has_marks && unpack.format.is_some();
+    let (diff_id, unpacked_bytes) = unpacked?;
+    let (blob, blob_bytes) = tap.finish();
+    let walking = Progress::new(Phase::Walk);
+    Ok(Applied {
+        diff_id,
+        blob,
+        blob_bytes,
+        unpacked_bytes,
+        entries: counts.entries,
+        usage: usage::count(root, &mut || progress::report(progress, walking))?,
+        has_marks,
+        stripped_xattrs: counts.stripped_xattrs,
+        skipped_xattrs: counts.skipped_xattrs,
+        skipped_devices: counts.skipped_devices,
+    })
+}
+
+/// One archive being unpacked.
+struct Unpack<'a> {
+    options: &'a ApplyOptions,
+    /// The format of marks; none for a plain tree.
+    format: Option<LayerFormat>,
+    target: Target,
+    /// Those of [`ApplyOptions::parents`], open.
+    parents: Vec<Dir>,
+    /// Where AUFS's hidden link targets are kept, once there was one.
+    stash: Option<Name>,
+    /// What this archive made; of a plain tree only.
+    placed: Placed,
+    /// The directories of this layer that are opaque.
+    opaque: HashSet<Inode>,
+    /// The directories of this layer that nothing but marks was put into.
+    only_for_marks: HashSet<Inode>,
+    /// Whether there may be marks in the directory.
+    has_marks: bool,
+    /// Whether new files may inherit access control lists, which must be removed from them.
+    inherits_acls: bool,
+    counts: Counts,
+    buffer: Vec<u8>,
+    /// Bytes of input read.
+    read: &'a Cell<u64>,
+    reported: u64,
+    progress: &'a mut ProgressFn<'a>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    entries: u64,
+    parents: u64,
+    stripped_xattrs: u64,
+    skipped_xattrs: u64,
+    skipped_devices: u64,
+}
+
+/// What an entry's name says about it.
+enum Meaning {
+    Plain,
+    Mark(DotWh),
+    /// A file in `.wh..wh.plnk`, by its name there.
+    LinkTarget(Name),
+    /// Anything else of AUFS's own.
+    Internal,
+}
+
+impl<'a> Unpack<'a> {
+    fn new(
+        root: &Dir,
+        target: LayerTarget,
+        options: &'a ApplyOptions,
+        read: &'a Cell<u64>,
+        progress: &'a mut ProgressFn<'_>,
+    ) -> Result<Self> {
+        let clone = root.try_clone().at("open directory to unpack into", "")?;
+        let parents = options.parents.iter().map(|path| {
+            Dir::open(path).at("open directory that parents take their attributes from", path)
+        });
+        let format = match target {
+            LayerTarget::Layer(format) => Some(format),
+            LayerTarget::Tree => None,
+        };
+        let mut unpack = Unpack {
+            options,
+            format,
+            target: Target::new(clone).at("open directory to unpack into", "")?,
+            parents: parents.collect::<Result<_>>()?,
+            stash: None,
+            placed: Placed::default(),
+            opaque: HashSet::new(),
+            only_for_marks: HashSet::new(),
+            has_marks: !root.is_empty().at("list directory to unpack into", "")?,
+            inherits_acls: false,
+            counts: Counts::default(),
+            buffer: vec![0; BUFFER],
+            read,
+            reported: 0,
+            progress,
+        };
+        unpack.find_inherited_acls()?;
+        Ok(unpack)
+    }
+
+    /// Unpacks everything from an uncompressed archive, and reads it to its end.
+    fn run(&mut self, stream: impl Read) -> Result<(DiffId, u64)> {
+        let limits = &self.options.limits;
+        let entry_limits = EntryLimits {
+            max_path: limits.max_path_bytes,
+            max_pax_bytes: limits.max_pax_bytes,
+            max_entries: limits.max_entries,
+        };
+        let stream = Metered::new(stream, limits, self.read);
+        let buffered = BufReader::with_capacity(BUFFER, stream);
+        let mut entries = EntryReader::new(buffered, entry_limits);
+        let unpacked = self.entries(&mut entries);
+        let cleaned = self.remove_stash();
+        unpacked.and(cleaned)?;
+        self.target.finish()?;
+        let mut rest = entries.into_inner();
+        loop {
+            match rest.read(&mut self.buffer) {
+                Ok(0) => break,
+                Ok(_) => self.report_bytes()?,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e).at("read the archive", "behind its end"),
+            }
+        }
+        let (digest, bytes) = rest.into_inner().finish();
+        Ok((DiffId::from(digest), bytes))
+    }
+
+    fn entries(&mut self, entries: &mut EntryReader<impl Read>) -> Result<()> {
+        while let Some(entry) = entries.next()? {
+            self.counts.entries += 1;
+            self.tell()?;
+            let mut content = entries.content();
+            match meaning(&entry.path)? {
+                Meaning::Plain => self.place(&entry, &mut content)?,
+                Meaning::Mark(mark) => self.mark(&entry, &mark)?,
+                Meaning::LinkTarget(name) => self.stash(&name, &entry, &mut content)?,
+                Meaning::Internal => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts a directory that no entry asked for.
+    fn count_parent(&mut self) -> Result<()> {
+        self.counts.parents += 1;
+        let max = self.options.limits.max_entries;
+        if self.counts.parents > max {
+            return Err(Error::new(
+                ErrorKind::LimitExceeded,
+                format!("missing parent directories are over the limit max_entries of {max}"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// What has been done so far.
+    fn report(&self) -> Progress {
+        let mut report = Progress::new(Phase::Apply);
+        report.bytes = self.read.get();
+        report.entries = self.counts.entries;
+        report
+    }
+
+    fn tell(&mut self) -> Result<()> {
+        self.reported = self.read.get();
+        let report = self.report();
+        progress::report(&mut *self.progress, report)
+    }
+
+    /// Reports in the middle of an entry, now and then.
+    fn report_bytes(&mut self) -> Result<()> {
+        if self.read.get().saturating_sub(self.reported) >= REPORT_EVERY {
+            self.tell()?;
+        }
+        Ok(())
+    }
+}
+
+/// What the name of an entry says about it.
+fn meaning(path: &RelPath) -> Result<Meaning> {
+    let has_mark =
+        path.as_bytes().split(|b| *b == b'/').any(|name| name.starts_with(marks::WHITEOUT_PREFIX));
+    if !has_mark {
+        return Ok(Meaning::Plain);
+    }
+    let mut names = path.components().enumerate().peekable();
+    while let Some((depth, name)) = names.next() {
+        let last = names.peek().is_none();
+        match marks::decode_name(&name) {
+            DotWh::Plain => {}
+            DotWh::Internal if depth == 0 && name.as_bytes() == plnk::DIRECTORY => {
+                return Ok(match (names.next(), names.next()) {
+                    (Some((_, target)), None) => Meaning::LinkTarget(target),
+                    _ => Meaning::Internal,
+                });
+            }
+            DotWh::Internal => return Ok(Meaning::Internal),
+            DotWh::Malformed => {
+                return Err(refuse(path, "its name is that of a whiteout of no file"));
+            }
+            mark if last => return Ok(Meaning::Mark(mark)),
+            _ => {
+                return Err(refuse(
+                    path,
+                    format!("it is inside of {name:?}, a whiteout, which is not a directory"),
+                ));
+            }
+        }
+    }
+    Ok(Meaning::Plain)
+}
+
+/// The error for an entry that is refused.
+fn refuse(path: &RelPath, reason: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidArchive, "refused the archive entry")
+        .with_path(path)
+        .with_source(reason.into())
+}
+
+fn time(t: Timestamp) -> Time {
+    Time { secs: t.secs, nanos: t.nanos }
+}
+
+/// The access and modification time of an entry: most have only the latter.
+fn times(entry: &Entry) -> (Time, Time) {
+    let mtime = time(entry.mtime);
+    (entry.atime.map_or(mtime, time), mtime)
+}

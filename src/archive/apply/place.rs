@@ -1,0 +1,362 @@
+//! Making what one entry describes, in the directory that was found for it.
+//!
+//! What is in the way is removed first, but for a directory where a directory is to be. A new file
+//! costs open, write, chown, chmod, utimes and close, and nothing looks whether it is there before:
+//! O_EXCL tells. In a layer, a directory that takes the place of anything that was no directory is
+//! opaque: what lies below was hidden, and must not come back.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+
+use super::target::{Missing, Reached};
+use super::{Devices, Unpack, refuse, time};
+use crate::archive::entry::{Entry, EntryKind, Extent};
+use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::layer::marks::{self, DotWh};
+use crate::path::{Name, RelPath};
+use crate::sys::dir::{self, Dir, Node};
+use crate::sys::resolve::Resolver;
+use crate::sys::stat::{Stat, Time};
+use crate::sys::xattr::Of;
+
+/// The mode of a missing parent directory.
+const PARENT_MODE: u32 = 0o755;
+/// What nobody else may use while it is being made.
+const PRIVATE_DIR: u32 = 0o700;
+const PRIVATE_FILE: u32 = 0o600;
+
+impl Unpack<'_> {
+    /// Makes what an entry that is no mark describes.
+    pub(super) fn place(&mut self, entry: &Entry, content: &mut dyn Read) -> Result<()> {
+        let path = &entry.path;
+        let Some(name) = path.file_name() else {
+            // The root: it is there, and gets its attributes.
+            self.reach(&RelPath::ROOT, Missing::Stop, path)?;
+            return self.directory_attributes(entry);
+        };
+        match &entry.kind {
+            EntryKind::CharDevice { major: 0, minor: 0 } => {
+                return Err(refuse(path, "it is the character device 0:0, a whiteout"));
+            }
+            EntryKind::CharDevice { .. } | EntryKind::BlockDevice { .. }
+                if self.options.devices == Devices::Skip =>
+            {
+                self.counts.skipped_devices += 1;
+                return Ok(());
+            }
+            EntryKind::HardLink { target } => return self.hard_link(entry, &name, target),
+            _ => {}
+        }
+        self.reach_parent(path, time(entry.mtime))?;
+        match &entry.kind {
+            EntryKind::Directory => self.directory(entry, &name)?,
+            EntryKind::File { size, sparse } => {
+                self.check_file_size(path, *size)?;
+                let dir = self.target.dir();
+                let file = self
+                    .make(&name, path, "create file", |dir| dir.create_file(&name, PRIVATE_FILE))?;
+                self.fill(&file, *size, sparse.as_deref(), content, path)?;
+                self.attributes(Of::Fd(std::os::fd::AsFd::as_fd(&file)), &dir, &name, entry)?;
+            }
+            EntryKind::Symlink { target } => {
+                self.make(&name, path, "make symlink", |dir| dir.symlink(target, &name))?;
+                let dir = self.target.dir();
+                self.attributes(Of::Child(&dir, &name), &dir, &name, entry)?;
+            }
+            EntryKind::CharDevice { major, minor } => {
+                let (major, minor) = (*major, *minor);
+                self.node(entry, &name, Node::Char { major, minor })?;
+            }
+            EntryKind::BlockDevice { major, minor } => {
+                let (major, minor) = (*major, *minor);
+                self.node(entry, &name, Node::Block { major, minor })?;
+            }
+            EntryKind::Fifo => self.node(entry, &name, Node::Fifo)?,
+            // Handled above.
+            EntryKind::HardLink { .. } => {}
+        }
+        self.own(&name);
+        Ok(())
+    }
+
+    /// Goes to the directory of an entry that is no mark, making what is missing.
+    fn reach_parent(&mut self, path: &RelPath, time: Time) -> Result<()> {
+        let parent = path.parent().unwrap_or_default();
+        match self.reach(&parent, Missing::Make(time), path)? {
+            Reached::Directory => {}
+            Reached::Nothing | Reached::Hidden => {
+                return Err(refuse(path, "its parent cannot be made"));
+            }
+        }
+        self.note_real();
+        Ok(())
+    }
+
+    pub(super) fn check_file_size(&self, path: &RelPath, size: u64) -> Result<()> {
+        let max = self.options.limits.max_unpacked_bytes;
+        if size > max {
+            return Err(Error::new(
+                ErrorKind::LimitExceeded,
+                format!("a file of {size} bytes is over the limit max_unpacked_bytes of {max}"),
+            )
+            .with_path(path));
+        }
+        Ok(())
+    }
+
+    /// Makes a name in the current directory by `create`, which must fail where it exists; then what
+    /// is there is removed, and it is made again.
+    fn make<T>(
+        &mut self,
+        name: &Name,
+        path: &RelPath,
+        what: &'static str,
+        create: impl Fn(&Dir) -> io::Result<T>,
+    ) -> Result<T> {
+        let dir = self.target.dir();
+        self.target.touch();
+        let made = match create(&dir) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                self.clear(name, path)?;
+                create(&dir)
+            }
+            made => made,
+        };
+        let made = made.at(what, path)?;
+        if self.has_separate_whiteout(name)? {
+            self.remove_whiteout(name)?;
+        }
+        Ok(made)
+    }
+
+    /// Removes what is in the way of an entry.
+    fn clear(&mut self, name: &Name, path: &RelPath) -> Result<()> {
+        self.target.touch();
+        // It may have been a symlink or directory on the way that we came.
+        self.target.forget_written();
+        self.remove_below(name).at("remove what is in the way of", path)
+    }
+
+    fn directory(&mut self, entry: &Entry, name: &Name) -> Result<()> {
+        let path = &entry.path;
+        let dir = self.target.dir();
+        self.target.touch();
+        let mut opaque = false;
+        let mut made = true;
+        match dir.make_dir(name, PRIVATE_DIR) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                let stat = dir.stat_at(name).at("read attributes of", path)?;
+                if stat.is_dir() {
+                    made = false;
+                } else {
+                    // A whiteout, or what this layer had there before.
+                    opaque = true;
+                    self.clear(name, path)?;
+                    dir.make_dir(name, PRIVATE_DIR).at("create directory", path)?;
+                }
+            }
+            Err(e) => return Err(e).at("create directory", path),
+        }
+        if self.has_separate_whiteout(name)? {
+            self.remove_whiteout(name)?;
+            opaque = true;
+        }
+        self.own(name);
+        self.target.enter(name)?;
+        if made {
+            self.note_made();
+        }
+        self.note_real();
+        if opaque {
+            self.make_opaque()?;
+        }
+        self.directory_attributes(entry)?;
+        self.target.set_written(path);
+        Ok(())
+    }
+
+    /// Gives the current directory the attributes of its entry; times, and a mode that would lock
+    /// us out, when it is left.
+    fn directory_attributes(&mut self, entry: &Entry) -> Result<()> {
+        let dir = self.target.dir();
+        let of = Of::dir(&dir);
+        self.set_owner(&*dir, entry)?;
+        self.set_xattrs(of, entry)?;
+        let mode = entry.mode & 0o7777;
+        dir::fchmod(&*dir, mode | PRIVATE_DIR).at("set mode of", &entry.path)?;
+        self.set_acls(of, entry)?;
+        let later = (mode & PRIVATE_DIR != PRIVATE_DIR).then_some(mode);
+        let (atime, mtime) = super::times(entry);
+        self.target.leave_with(atime, mtime, later);
+        Ok(())
+    }
+
+    /// Makes a directory that the archive has no entry for, or not yet, and goes into it.
+    pub(super) fn make_parent(&mut self, name: &Name, time: Time, opaque: bool) -> Result<()> {
+        self.count_parent()?;
+        let path = self.target.path().join(name);
+        self.target.touch();
+        self.target.dir().make_dir(name, PRIVATE_DIR).at("create missing directory", &path)?;
+        self.target.enter(name)?;
+        self.note_made();
+        if opaque {
+            self.make_opaque()?;
+            // The one below was deleted: this is another.
+            return self.default_attributes(time);
+        }
+        match self.model()? {
+            Some((model, stat)) => self.copy_attributes(&model, &stat),
+            None => self.default_attributes(time),
+        }
+    }
+
+    /// The directory of the current path in the first of the parents that has the path.
+    fn model(&self) -> Result<Option<(Dir, Stat)>> {
+        let mut path = RelPath::ROOT;
+        if !self.parents.is_empty() {
+            self.target.names().for_each(|name| path.push(name));
+        }
+        for parent in &self.parents {
+            match Resolver::available().open_dir(parent, &path) {
+                Ok(dir) => {
+                    let stat = dir.stat().at("read attributes of parent", &path)?;
+                    return Ok(Some((dir, stat)));
+                }
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                // Deleted there, or no directory: what lies below that is hidden.
+                Err(e) if e.kind() == io::ErrorKind::NotADirectory => return Ok(None),
+                Err(e) => return Err(e).at("look for the attributes of parent", &path),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Gives the current directory the attributes of one that nobody described.
+    pub(super) fn default_attributes(&mut self, time: Time) -> Result<()> {
+        let dir = self.target.dir();
+        self.chown(&*dir, 0, 0).at("set owner of", self.target.path())?;
+        dir::fchmod(&*dir, PARENT_MODE).at("set mode of", self.target.path())?;
+        self.target.leave_with(time, time, None);
+        Ok(())
+    }
+
+    fn copy_attributes(&mut self, model: &Dir, stat: &Stat) -> Result<()> {
+        let dir = self.target.dir();
+        let path = self.target.path();
+        self.chown(&*dir, stat.uid, stat.gid).at("set owner of", &path)?;
+        self.copy_xattrs(model, &dir, &path)?;
+        dir::fchmod(&*dir, stat.mode | PRIVATE_DIR).at("set mode of", &path)?;
+        let later = (stat.mode & PRIVATE_DIR != PRIVATE_DIR).then_some(stat.mode);
+        self.target.leave_with(stat.atime, stat.mtime, later);
+        Ok(())
+    }
+
+    /// Makes a device or fifo, which is never opened.
+    fn node(&mut self, entry: &Entry, name: &Name, node: Node) -> Result<()> {
+        let made = self.make(name, &entry.path, "make special file", |dir| {
+            dir.make_node(name, node, PRIVATE_FILE)
+        });
+        made.map_err(|e| {
+            if e.kind() == ErrorKind::PermissionDenied && node != Node::Fifo {
+                e.context("devices need CAP_MKNOD: run with it, or unpack with Devices::Skip")
+            } else {
+                e
+            }
+        })?;
+        let dir = self.target.dir();
+        self.attributes(Of::Child(&dir, name), &dir, name, entry)
+    }
+
+    /// Makes another name of a file. Its attributes are those of its target, whatever the entry says.
+    fn hard_link(&mut self, entry: &Entry, name: &Name, target: &RelPath) -> Result<()> {
+        let path = &entry.path;
+        let bad = |reason: &str| {
+            let target = target.as_path();
+            refuse(path, format!("it is a hard link to {target:?}, {reason}"))
+        };
+        let (old_dir, old) = match self.stashed(target)? {
+            Some(found) => found.ok_or_else(|| bad("which is not in the archive before it"))?,
+            None => {
+                let parent = target.parent().unwrap_or_default();
+                if self.reach(&parent, Missing::Stop, path)? != Reached::Directory {
+                    return Err(bad("which does not exist"));
+                }
+                let old = target.file_name().ok_or_else(|| bad("which is the root"))?;
+                if marks::decode_name(&old) != DotWh::Plain {
+                    return Err(bad("which is a mark"));
+                }
+                (self.target.dir(), old)
+            }
+        };
+        let stat = old_dir.try_stat_at(&old).at("read link target of", path)?;
+        let stat = match stat {
+            Some(stat) if stat.is_dir() => return Err(bad("which is a directory")),
+            Some(stat) if !self.is_whiteout(&stat) => stat,
+            _ => return Err(bad("which does not exist")),
+        };
+        self.reach_parent(path, time(entry.mtime))?;
+        let dir = self.target.dir();
+        let there = dir.try_stat_at(name).at("read attributes of", path)?;
+        if !there.is_some_and(|there| there.same_inode(&stat)) {
+            self.make(name, path, "make hard link", |dir| old_dir.hard_link(&old, dir, name))
+                .map_err(|e| match e.kind() {
+                    ErrorKind::NotFound => bad("which it replaces"),
+                    _ => e,
+                })?;
+        }
+        self.own(name);
+        Ok(())
+    }
+
+    /// Writes a file's content: all of it, or the extents that are no holes.
+    pub(super) fn fill(
+        &mut self,
+        file: &File,
+        size: u64,
+        sparse: Option<&[Extent]>,
+        content: &mut dyn Read,
+        path: &RelPath,
+    ) -> Result<()> {
+        match sparse {
+            None => self.write_extent(file, 0, size, content, path),
+            Some(extents) => {
+                for extent in extents {
+                    self.write_extent(file, extent.offset, extent.len, content, path)?;
+                }
+                file.set_len(size).at("set size of", path)
+            }
+        }
+    }
+
+    fn write_extent(
+        &mut self,
+        file: &File,
+        mut offset: u64,
+        mut left: u64,
+        content: &mut dyn Read,
+        path: &RelPath,
+    ) -> Result<()> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        while left > 0 {
+            let want = usize::try_from(left).unwrap_or(usize::MAX);
+            let want = want.min(buffer.len());
+            let part = buffer.get_mut(..want).unwrap_or_default();
+            let n = match content.read(part) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                read => read.at("read content of", path)?,
+            };
+            if n == 0 {
+                return Err(refuse(path, "its content is cut short"));
+            }
+            let part = part.get(..n).unwrap_or_default();
+            file.write_all_at(part, offset).at("write", path)?;
+            offset += n as u64;
+            left -= n as u64;
+            self.report_bytes()?;
+        }
+        self.buffer = buffer;
+        Ok(())
+    }
+}

@@ -1,0 +1,179 @@
+//! From a store into a layout.
+//!
+//! Layers are packed from what is on disk, so an image that came from elsewhere gets other digests:
+//! its tars are written anew. The configuration is that of the image that the snapshot was built on,
+//! every field of it, with the new layers' digests and a line of history for each layer added.
+
+use std::io::Write;
+
+use serde_json::{Map, Value, json};
+
+use super::blob::Blob;
+use super::compose::compose_manifest;
+use super::platform::Platform;
+use super::write::LayoutWriter;
+use crate::archive::ExportOptions;
+use crate::compression::{Compression, Compressor};
+use crate::digest::{DiffId, Digest};
+use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::progress::ProgressFn;
+use crate::store::{ImageRecord, Info, Kind, Store};
+
+/// How an image is saved.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct SaveOptions {
+    /// How layers are compressed; the default is gzip, which every tool reads.
+    pub compression: Compression,
+    /// How layers are packed.
+    pub export: ExportOptions,
+    /// The name that the layout gives the image; the default, none, is its name in the store.
+    pub reference: Option<String>,
+}
+
+impl Default for SaveOptions {
+    fn default() -> Self {
+        SaveOptions {
+            compression: Compression::Gzip,
+            export: ExportOptions::default(),
+            reference: None,
+        }
+    }
+}
+
+impl SaveOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        SaveOptions::default()
+    }
+}
+
+/// What was saved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SavedImage {
+    /// The digest of the manifest.
+    pub manifest: Digest,
+    /// The digest of the configuration.
+    pub config: Digest,
+    /// The digests of the uncompressed layers, the base first.
+    pub diff_ids: Vec<DiffId>,
+}
+
+/// Saves the committed snapshot or the image `name` with all its layers, and finishes the layout. A
+/// snapshot is meant where there are both.
+///
+/// # Errors
+/// - [`ErrorKind::NotFound`]: there is neither.
+/// - [`ErrorKind::FailedPrecondition`]: the snapshot is not committed, or holds what no archive can;
+///   see [`Store::export`].
+/// - [`ErrorKind::Cancelled`], and those of the store and the file system.
+pub fn save_image(
+    store: &Store,
+    name: &str,
+    mut layout: LayoutWriter,
+    options: &SaveOptions,
+    progress: &mut ProgressFn<'_>,
+) -> Result<SavedImage> {
+    let (layers, base) = find(store, name)?;
+    let mut diff_ids = Vec::new();
+    let mut blobs = Vec::new();
+    for layer in &layers {
+        let mut out = Compressor::new(layout.blob()?, options.compression)?;
+        let exported = store.export(&layer.key, &mut out, &options.export, progress)?;
+        let (digest, size) =
+            out.finish().at("finish the layer of snapshot", &layer.key)?.finish()?;
+        diff_ids.push(exported.diff_id);
+        blobs.push((Blob { digest, size }, options.compression));
+    }
+    let config = configure(store, &layers, base.as_ref(), &diff_ids)?;
+    let mut blob = layout.blob()?;
+    blob.write_all(&config).at("write the configuration of image", name)?;
+    blob.finish()?;
+    let manifest = compose_manifest(Blob::of(&config), &blobs)?;
+    let reference = options.reference.as_deref().unwrap_or(name);
+    layout.add_image(&manifest, &config, Some(reference))?;
+    layout.finish(progress)?;
+    Ok(SavedImage { manifest: Digest::of(&manifest), config: Digest::of(&config), diff_ids })
+}
+
+/// The layers, the base first, and the image that they begin with, if there is one.
+fn find(store: &Store, name: &str) -> Result<(Vec<Info>, Option<ImageRecord>)> {
+    let top = match store.stat(name) {
+        Ok(info) => Some(info),
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            let image = store.image(name).map_err(|e| {
+                let text = format!("there is neither a snapshot nor an image {name:?}");
+                if e.kind() == ErrorKind::NotFound { Error::new(e.kind(), text) } else { e }
+            })?;
+            let layers = image.layers.iter().map(|key| store.stat(key)).collect::<Result<_>>()?;
+            return Ok((layers, Some(image)));
+        }
+        Err(e) => return Err(e),
+    };
+    let mut layers = Vec::new();
+    let mut next = top;
+    while let Some(info) = next {
+        if info.kind != Kind::Committed {
+            return Err(Error::new(
+                ErrorKind::FailedPrecondition,
+                format!("snapshot {name:?} is {}: commit it to save it", info.kind),
+            ));
+        }
+        next = info.parent.as_deref().map(|parent| store.stat(parent)).transpose()?;
+        layers.push(info);
+    }
+    layers.reverse();
+    let base = store
+        .images()?
+        .into_iter()
+        .filter(|image| {
+            image.layers.len() <= layers.len()
+                && image.layers.iter().zip(&layers).all(|(key, info)| *key == info.key)
+        })
+        .max_by_key(|image| image.layers.len());
+    Ok((layers, base))
+}
+
+fn configure(
+    store: &Store,
+    layers: &[Info],
+    base: Option<&ImageRecord>,
+    diff_ids: &[DiffId],
+) -> Result<Vec<u8>> {
+    let damaged = |e: serde_json::Error| {
+        Error::new(ErrorKind::InvalidImage, "the base image's configuration is no JSON object")
+            .with_source(e)
+    };
+    let mut config: Map<String, Value> = match base {
+        Some(image) => serde_json::from_slice(&store.blob(&image.config)?).map_err(damaged)?,
+        None => {
+            let host = Platform::host();
+            let mut config = Map::new();
+            config.insert("architecture".into(), host.architecture().into());
+            config.insert("os".into(), host.os().into());
+            if let Some(variant) = host.variant() {
+                config.insert("variant".into(), variant.into());
+            }
+            config
+        }
+    };
+    let known = base.map_or(0, |image| image.layers.len());
+    // A history that does not tell of every layer tells nothing of those added.
+    let mut history: Vec<Value> = match config.remove("history") {
+        Some(Value::Array(history)) if counts_layers(&history) == known => history,
+        _ => vec![json!({ "created_by": "unknown" }); known],
+    };
+    for layer in layers.iter().skip(known) {
+        history.push(json!({ "created_by": "stratafs commit", "comment": layer.key }));
+    }
+    config.insert("history".into(), history.into());
+    let diff_ids: Vec<String> = diff_ids.iter().map(DiffId::to_string).collect();
+    config.insert("rootfs".into(), json!({ "type": "layers", "diff_ids": diff_ids }));
+    serde_json::to_vec(&config).map_err(damaged)
+}
+
+/// How many lines of history stand for a layer.
+fn counts_layers(history: &[Value]) -> usize {
+    history.iter().filter(|line| line.get("empty_layer") != Some(&Value::Bool(true))).count()
+}

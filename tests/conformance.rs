@@ -1,0 +1,428 @@
+//! One suite for every driver: what a mounted snapshot shows, and what its layer says afterwards.
+//!
+//! Each case runs in each layer format that the driver mounts. A case that cannot run here is listed
+//! as ignored, with the reason in its name.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::ffi::OsStr;
+use std::fs::{self, Permissions};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use stratafs::{
+    ApplyOptions, CommitOptions, ErrorKind, ExportOptions, Guard, Labels, LayerFormat,
+    MountOptions, RelPath, Store, StoreOptions, ignore_progress,
+};
+
+/// A store in a directory of its own, with helpers that fail the case loudly.
+struct Fixture {
+    store: Store,
+    tmp: tempfile::TempDir,
+}
+
+impl Fixture {
+    fn new(format: LayerFormat) -> Self {
+        // Not in /tmp, which may be a file system without the xattrs.
+        let tmp = tempfile::tempdir_in("/var/tmp").unwrap();
+        let mut options = StoreOptions::new();
+        options.format = Some(format);
+        let store = Store::open(tmp.path().join("store"), options).unwrap();
+        Fixture { store, tmp }
+    }
+
+    /// Mounts and gives the guard with the mount point.
+    fn mount(&self, key: &str) -> (Guard, PathBuf) {
+        let target = self.tmp.path().join(format!("mnt-{key}"));
+        fs::create_dir_all(&target).unwrap();
+        (self.store.activate(key, &target, &MountOptions::default()).unwrap(), target)
+    }
+
+    /// Makes the committed snapshot `name` by editing a mount of `parent`.
+    fn layer(&self, name: &str, parent: Option<&str>, edit: impl FnOnce(&Path)) {
+        let key = format!("{name}-active");
+        self.store.prepare(&key, parent, Labels::new()).unwrap();
+        let (mut guard, root) = self.mount(&key);
+        edit(&root);
+        guard.unmount().unwrap();
+        self.store.commit(name, &key, CommitOptions::new()).unwrap();
+    }
+
+    /// Looks at a view of the committed snapshot `name`.
+    fn look<T>(&self, name: &str, look: impl FnOnce(&Path) -> T) -> T {
+        let key = format!("{name}-view");
+        self.store.view(&key, Some(name), Labels::new()).unwrap();
+        let (mut guard, root) = self.mount(&key);
+        let seen = look(&root);
+        guard.unmount().unwrap();
+        self.store.remove(&key).unwrap();
+        seen
+    }
+
+    fn changes(&self, key: &str) -> Vec<String> {
+        let changes = self.store.changes(key, &mut ignore_progress).unwrap();
+        changes.iter().map(ToString::to_string).collect()
+    }
+
+    fn export(&self, name: &str) -> Vec<u8> {
+        let mut tar = Vec::new();
+        let options = ExportOptions::default();
+        self.store.export(name, &mut tar, &options, &mut ignore_progress).unwrap();
+        tar
+    }
+
+    fn apply(&self, name: &str, parent: Option<&str>, tar: &[u8]) {
+        let options = ApplyOptions::default();
+        let labels = Labels::new();
+        self.store.apply(name, parent, &mut &*tar, &options, labels, &mut ignore_progress).unwrap();
+    }
+}
+
+/// Everything about a tree that must survive: a line for each path.
+fn tree(root: &Path) -> Vec<String> {
+    let mut lines = Vec::new();
+    for entry in walkdir::WalkDir::new(root).sort_by_file_name() {
+        let entry = entry.unwrap();
+        let meta = fs::symlink_metadata(entry.path()).unwrap();
+        let content = if meta.is_file() {
+            format!("{:?}", fs::read(entry.path()).unwrap())
+        } else if meta.is_symlink() {
+            format!("{:?}", fs::read_link(entry.path()).unwrap())
+        } else {
+            String::new()
+        };
+        let links = if meta.is_dir() { 0 } else { meta.nlink() };
+        let mtime = if entry.depth() == 0 { 0 } else { meta.mtime_nsec() + meta.mtime() };
+        lines.push(format!(
+            "{:?} {:o} {}:{} {:x} {links} {mtime} {content}",
+            entry.path().strip_prefix(root).unwrap(),
+            meta.mode(),
+            meta.uid(),
+            meta.gid(),
+            meta.rdev(),
+        ));
+    }
+    lines
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(dir)
+        .unwrap()
+        .map(|e| e.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+fn write(path: &Path, text: &str) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, text).unwrap();
+}
+
+fn an_empty_snapshot_is_empty_and_has_a_plain_root(f: &Fixture) {
+    f.layer("base", None, |root| {
+        assert_eq!(names(root), Vec::<String>::new());
+        assert_eq!(fs::metadata(root).unwrap().mode() & 0o7777, 0o755);
+    });
+    f.look("base", |root| assert_eq!(names(root), Vec::<String>::new()));
+}
+
+fn a_child_sees_its_parent_and_its_root(f: &Fixture) {
+    f.layer("base", None, |root| {
+        write(&root.join("d/file"), "one");
+        fs::set_permissions(root.join("d/file"), Permissions::from_mode(0o4755)).unwrap();
+        fs::set_permissions(root.join("d"), Permissions::from_mode(0o1777)).unwrap();
+        fs::set_permissions(root, Permissions::from_mode(0o711)).unwrap();
+        std::os::unix::fs::chown(root, Some(7), Some(8)).unwrap();
+    });
+    f.store.prepare("child", Some("base"), Labels::new()).unwrap();
+    let (mut guard, root) = f.mount("child");
+    let meta = fs::metadata(&root).unwrap();
+    assert_eq!((meta.mode() & 0o7777, meta.uid(), meta.gid()), (0o711, 7, 8));
+    assert_eq!(fs::read(root.join("d/file")).unwrap(), b"one");
+    assert_eq!(fs::metadata(root.join("d/file")).unwrap().mode() & 0o7777, 0o4755);
+    assert_eq!(fs::metadata(root.join("d")).unwrap().mode() & 0o7777, 0o1777);
+    guard.unmount().unwrap();
+    assert_eq!(f.changes("child"), Vec::<String>::new());
+}
+
+fn changes_are_exact(f: &Fixture) {
+    f.layer("base", None, |root| {
+        for path in ["keep", "edit", "gone", "mode", "touch", "d/a", "d/b", "e/x", "f/x/y"] {
+            write(&root.join(path), path);
+        }
+        symlink("keep", root.join("link")).unwrap();
+    });
+    f.store.prepare("child", Some("base"), Labels::new()).unwrap();
+    let (mut guard, root) = f.mount("child");
+    write(&root.join("edit"), "different");
+    fs::remove_file(root.join("gone")).unwrap();
+    fs::set_permissions(root.join("mode"), Permissions::from_mode(0o600)).unwrap();
+    fs::File::options().append(true).open(root.join("touch")).unwrap();
+    filetime(&root.join("touch"));
+    write(&root.join("new/file"), "new");
+    fs::remove_dir_all(root.join("d")).unwrap();
+    fs::create_dir(root.join("d")).unwrap();
+    write(&root.join("d/c"), "c");
+    fs::remove_dir_all(root.join("e")).unwrap();
+    fs::remove_dir_all(root.join("f")).unwrap();
+    write(&root.join("f"), "a file now");
+    fs::remove_file(root.join("link")).unwrap();
+    symlink("edit", root.join("link")).unwrap();
+    // Made and deleted in the same layer: no change.
+    write(&root.join("brief"), "");
+    fs::remove_file(root.join("brief")).unwrap();
+    guard.unmount().unwrap();
+    let expected = [
+        "M /d",
+        "D /d/a",
+        "D /d/b",
+        "A /d/c",
+        "M /edit",
+        "D /e",
+        "M /f",
+        "D /gone",
+        "M /link",
+        "M /mode",
+        "A /new",
+        "A /new/file",
+    ];
+    let mut expected = expected.map(str::to_owned).to_vec();
+    expected.sort_by_key(|line| line[2..].replace('/', "\0"));
+    assert_eq!(f.changes("child"), expected);
+}
+
+/// Another mtime and nothing else.
+fn filetime(path: &Path) {
+    let file = fs::File::open(path).unwrap();
+    file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+}
+
+/// A directory ten levels deep, cut off at every level and made again.
+fn cutting_and_mending_at_each_depth(f: &Fixture) {
+    let path = |depth: usize| -> PathBuf { (0..depth).map(|i| format!("d{i}")).collect() };
+    f.layer("base", None, |root| write(&root.join(path(10)).join("file"), "deep"));
+    for depth in 1..=10 {
+        let cut = format!("cut{depth}");
+        f.layer(&cut, Some("base"), |root| fs::remove_dir_all(root.join(path(depth))).unwrap());
+        assert_eq!(f.changes(&cut), [format!("D /{}", path(depth).display())]);
+        let mend = format!("mend{depth}");
+        f.layer(&mend, Some(&cut), |root| {
+            assert!(!root.join(path(depth)).exists());
+            fs::create_dir_all(root.join(path(depth))).unwrap();
+        });
+        assert_eq!(f.changes(&mend), [format!("A /{}", path(depth).display())]);
+        f.look(&mend, |root| assert_eq!(names(&root.join(path(depth))), Vec::<String>::new()));
+    }
+}
+
+fn an_export_applied_elsewhere_gives_the_same_tree(f: &Fixture) {
+    f.layer("base", None, |root| {
+        for path in ["keep", "gone", "d/a", "e/x", "sub/deep/file"] {
+            write(&root.join(path), path);
+        }
+    });
+    f.layer("top", Some("base"), |root| {
+        fs::remove_file(root.join("gone")).unwrap();
+        fs::remove_dir_all(root.join("d")).unwrap();
+        write(&root.join("d/b"), "b");
+        fs::remove_dir_all(root.join("e")).unwrap();
+        write(&root.join("e"), "file");
+        write(&root.join("one"), "linked");
+        fs::hard_link(root.join("one"), root.join("two")).unwrap();
+        symlink("/nowhere", root.join("link")).unwrap();
+        let odd = OsStr::from_bytes(b"odd \xff\n'\"");
+        write(&root.join(odd), "odd");
+        write(&root.join("n".repeat(200)).join("m".repeat(255)), "long");
+        fs::set_permissions(root.join("one"), Permissions::from_mode(0o6751)).unwrap();
+        std::os::unix::fs::chown(root.join("keep"), Some(70_000), Some(4_000_000_000)).unwrap();
+    });
+    f.apply("base2", None, &f.export("base"));
+    f.apply("top2", Some("base2"), &f.export("top"));
+    assert_eq!(f.look("top2", tree), f.look("top", tree));
+    assert_eq!(f.export("top2"), f.export("top"), "the same layer gives the same bytes");
+    assert_eq!(f.changes("top2"), f.changes("top"));
+}
+
+fn layers_applied_apart_and_rebased_keep_their_deletions(f: &Fixture) {
+    f.layer("base", None, |root| {
+        write(&root.join("gone"), "x");
+        write(&root.join("d/old"), "x");
+    });
+    f.layer("top", Some("base"), |root| {
+        fs::remove_file(root.join("gone")).unwrap();
+        fs::remove_dir_all(root.join("d")).unwrap();
+        write(&root.join("d/new"), "x");
+    });
+    // Without its parent, as parallel unpacking does, then put on top of it.
+    f.apply("apart", None, &f.export("top"));
+    assert_eq!(f.look("apart", names), ["d"], "marks are not to be seen");
+    f.apply("second", Some("base"), &f.export("top"));
+    f.look("second", |root| {
+        assert_eq!(names(root), ["d"]);
+        assert_eq!(names(&root.join("d")), ["new"]);
+    });
+}
+
+fn many_layers(f: &Fixture) {
+    f.layer("l0", None, |root| write(&root.join("f0"), "0"));
+    let tar = f.export("l0");
+    for i in 1..500 {
+        f.apply(&format!("l{i}"), Some(&format!("l{}", i - 1)), &tar);
+    }
+    f.look("l499", |root| assert_eq!(fs::read(root.join("f0")).unwrap(), b"0"));
+    f.apply("l500", Some("l499"), &tar);
+    f.store.view("v", Some("l500"), Labels::new()).unwrap();
+    let target = f.tmp.path().join("t");
+    fs::create_dir(&target).unwrap();
+    let e = f.store.activate("v", &target, &MountOptions::default()).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::LimitExceeded, "{e}");
+    assert!(e.to_string().contains("501") && e.to_string().contains("500"), "{e}");
+}
+
+fn views_cannot_be_written(f: &Fixture) {
+    f.layer("one", None, |root| write(&root.join("file"), "x"));
+    f.layer("two", Some("one"), |root| fs::remove_file(root.join("file")).unwrap());
+    for name in ["one", "two"] {
+        f.look(name, |root| {
+            let e = fs::write(root.join("new"), "").unwrap_err();
+            assert_eq!(e.kind(), std::io::ErrorKind::ReadOnlyFilesystem, "{name}");
+        });
+    }
+    // A single layer that bears a mark: the mark is no file.
+    f.apply("marks", None, &f.export("two"));
+    assert_eq!(f.look("marks", names), Vec::<String>::new());
+}
+
+fn what_is_mounted_is_held(f: &Fixture) {
+    f.layer("base", None, |root| write(&root.join("file"), "x"));
+    f.store.prepare("key", Some("base"), Labels::new()).unwrap();
+    let (mut guard, root) = f.mount("key");
+    let busy = |what: &str| {
+        let other = f.tmp.path().join("other");
+        fs::create_dir_all(&other).unwrap();
+        let again = f.store.activate("key", &other, &MountOptions::default());
+        assert_eq!(again.unwrap_err().kind(), ErrorKind::Busy, "{what}");
+        assert_eq!(f.store.remove("key").unwrap_err().kind(), ErrorKind::Busy, "{what}");
+    };
+    busy("mounted");
+    guard.leave().unwrap();
+    assert_eq!(fs::read(root.join("file")).unwrap(), b"x");
+    busy("left");
+    let none = f.store.deactivate(f.tmp.path()).unwrap_err();
+    assert_eq!(none.kind(), ErrorKind::NotFound);
+    f.store.deactivate(&root).unwrap();
+    assert_eq!(names(&root), Vec::<String>::new());
+    let (mut guard, root) = f.mount("key");
+    drop(guard);
+    assert_eq!(names(&root), Vec::<String>::new(), "a dropped guard unmounts");
+    f.store.remove("key").unwrap();
+}
+
+fn commit_with_a_live_mount(f: &Fixture) {
+    f.layer("base", None, |root| write(&root.join("file"), "x"));
+    f.store.prepare("key", Some("base"), Labels::new()).unwrap();
+    let (mut guard, root) = f.mount("key");
+    write(&root.join("new"), "y");
+    f.store.commit("name", "key", CommitOptions::new()).unwrap();
+    assert_eq!(fs::read(root.join("new")).unwrap(), b"y");
+    assert_eq!(f.store.remove("name").unwrap_err().kind(), ErrorKind::Busy);
+    guard.unmount().unwrap();
+    f.look("name", |root| assert_eq!(names(root), ["file", "new"]));
+    f.store.gc(&mut ignore_progress).unwrap();
+    assert_eq!(f.store.check(&mut ignore_progress).unwrap().problems, []);
+}
+
+fn settling_is_forgotten_when_it_is_mounted_again(f: &Fixture) {
+    f.store.prepare("key", None, Labels::new()).unwrap();
+    let before = f.store.settle("key", &mut ignore_progress).unwrap();
+    let (mut guard, root) = f.mount("key");
+    write(&root.join("file"), "x");
+    guard.unmount().unwrap();
+    f.store.commit("name", "key", CommitOptions::new()).unwrap();
+    assert_eq!(f.store.usage("name").unwrap().inodes, before.inodes + 1);
+}
+
+fn provenance_names_the_layer(f: &Fixture) {
+    f.layer("base", None, |root| {
+        write(&root.join("a"), "1");
+        write(&root.join("b"), "1");
+    });
+    f.layer("top", Some("base"), |root| {
+        write(&root.join("b"), "2");
+        fs::remove_file(root.join("a")).unwrap();
+    });
+    let from =
+        |key: &str, path: &str| f.store.provenance(key, &RelPath::new(path).unwrap()).unwrap();
+    assert_eq!(from("top", "b").as_deref(), Some("top"));
+    assert_eq!(from("base", "b").as_deref(), Some("base"));
+    assert_eq!(from("top", "a"), None);
+}
+
+fn foreign_marks_are_plain(f: &Fixture) {
+    f.layer("base", None, |root| write(&root.join("d/file"), "x"));
+    f.layer("top", Some("base"), |root| write(&root.join(".wh.d"), "mine"));
+    f.look("top", |root| assert_eq!(names(root), [".wh.d", "d"]));
+    let mut out = Vec::new();
+    let exported = f.store.export("top", &mut out, &ExportOptions::default(), &mut ignore_progress);
+    let e = exported.unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::FailedPrecondition, "{e}");
+    assert!(e.to_string().contains(".wh.d"), "{e}");
+    assert!(out.is_empty(), "not a byte is written");
+}
+
+type Case = fn(&Fixture);
+
+fn main() {
+    let mut arguments = Arguments::from_args();
+    // Mounts and big trees: one after the other.
+    arguments.test_threads = Some(1);
+    let cases: &[(&str, Case)] = &[
+        (
+            "an_empty_snapshot_is_empty_and_has_a_plain_root",
+            an_empty_snapshot_is_empty_and_has_a_plain_root,
+        ),
+        ("a_child_sees_its_parent_and_its_root", a_child_sees_its_parent_and_its_root),
+        ("changes_are_exact", changes_are_exact),
+        ("cutting_and_mending_at_each_depth", cutting_and_mending_at_each_depth),
+        (
+            "an_export_applied_elsewhere_gives_the_same_tree",
+            an_export_applied_elsewhere_gives_the_same_tree,
+        ),
+        (
+            "layers_applied_apart_and_rebased_keep_their_deletions",
+            layers_applied_apart_and_rebased_keep_their_deletions,
+        ),
+        ("many_layers", many_layers),
+        ("views_cannot_be_written", views_cannot_be_written),
+        ("what_is_mounted_is_held", what_is_mounted_is_held),
+        ("commit_with_a_live_mount", commit_with_a_live_mount),
+        (
+            "settling_is_forgotten_when_it_is_mounted_again",
+            settling_is_forgotten_when_it_is_mounted_again,
+        ),
+        ("provenance_names_the_layer", provenance_names_the_layer),
+        ("foreign_marks_are_plain", foreign_marks_are_plain),
+    ];
+    let root = fs::metadata("/proc/self").unwrap().uid() == 0;
+    let mut trials = Vec::new();
+    for format in [LayerFormat::OverlayTrusted, LayerFormat::OverlayUser] {
+        for (name, case) in cases {
+            let case = *case;
+            let reason = if root { "" } else { " (needs root: kernel overlayfs)" };
+            let trial = Trial::test(format!("overlay::{format}::{name}{reason}"), move || {
+                run(format, case)
+            });
+            trials.push(trial.with_ignored_flag(!root));
+        }
+    }
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+fn run(format: LayerFormat, case: Case) -> Result<(), Failed> {
+    let fixture = Fixture::new(format);
+    case(&fixture);
+    let problems = fixture.store.check(&mut ignore_progress)?.problems;
+    if problems.is_empty() { Ok(()) } else { Err(format!("{problems:?}").into()) }
+}
