@@ -1,0 +1,264 @@
+//! Images in and out of a store: what is shared, what is refused, and that a refusal leaves nothing.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use stratafs::{
+    ApplyOptions, CommitOptions, Compression, Digest, Error, ErrorKind, ImageLayout, ImportOptions,
+    Labels, LayerFormat, LayoutWriter, Ownership, SaveOptions, Store, StoreOptions,
+    ignore_progress, import_image, save_image,
+};
+
+struct Fixture {
+    tmp: tempfile::TempDir,
+    store: Store,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let tmp = tempfile::tempdir_in("/var/tmp").unwrap();
+        let store = store(&tmp.path().join("store"));
+        Fixture { tmp, store }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.tmp.path().join(name)
+    }
+
+    fn import(&self, layout: &Path, name: &str) -> Result<(), Error> {
+        let layout = ImageLayout::open(layout)?;
+        import_image(&self.store, &layout, name, &options(), &mut ignore_progress).map(drop)
+    }
+
+    fn is_empty(&self) -> bool {
+        let mut snapshots = 0;
+        self.store
+            .walk(&[], &mut |_| {
+                snapshots += 1;
+                Ok(())
+            })
+            .unwrap();
+        let leftovers = ["snapshots", "staging", "trash"]
+            .iter()
+            .map(|dir| fs::read_dir(self.path("store").join(dir)).unwrap().count())
+            .sum::<usize>();
+        snapshots == 0 && leftovers == 0 && self.store.images().unwrap().is_empty()
+    }
+}
+
+fn store(root: &Path) -> Store {
+    let mut options = StoreOptions::new();
+    options.format = Some(LayerFormat::OverlayUser);
+    Store::open(root, options).unwrap()
+}
+
+/// As an ordinary user too.
+fn options() -> ImportOptions {
+    let mut options = ImportOptions::new();
+    options.apply = ApplyOptions::default();
+    options.apply.ownership = Ownership::Ignore;
+    options
+}
+
+/// A layer archive with these files; a name that ends in a slash is a directory.
+fn layer(files: &[(&str, &str)]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (name, text) in files {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(text.len() as u64);
+        header.set_mode(0o755);
+        if name.ends_with('/') {
+            header.set_entry_type(tar::EntryType::Directory);
+        }
+        tar.append_data(&mut header, name, text.as_bytes()).unwrap();
+    }
+    tar.into_inner().unwrap()
+}
+
+/// Writes a layout by hand, whose manifest and configuration `edit` may have made contradictory.
+fn image(path: &Path, layers: &[Vec<u8>], edit: impl FnOnce(&mut Value, &mut Value)) {
+    let mut files = vec![("oci-layout".to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec())];
+    let mut add = |kind: &str, bytes: &[u8]| -> Value {
+        let digest = Digest::of(bytes);
+        files.push((format!("blobs/sha256/{}", digest.hex()), bytes.to_vec()));
+        json!({
+            "mediaType": format!("application/vnd.oci.image.{kind}"),
+            "digest": digest.to_string(),
+            "size": bytes.len(),
+        })
+    };
+    let descriptors: Vec<Value> = layers.iter().map(|layer| add("layer.v1.tar", layer)).collect();
+    let diff_ids: Vec<String> = layers.iter().map(|l| Digest::of(l).to_string()).collect();
+    let mut config = json!({
+        "architecture": "amd64",
+        "os": "linux",
+        "config": { "Env": ["A=B"], "X-unknown": 1 },
+        "rootfs": { "type": "layers", "diff_ids": diff_ids },
+    });
+    let mut manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "layers": descriptors,
+    });
+    edit(&mut manifest, &mut config);
+    manifest["config"] = add("config.v1+json", config.to_string().as_bytes());
+    let manifest = add("manifest.v1+json", manifest.to_string().as_bytes());
+    let index = json!({ "schemaVersion": 2, "manifests": [manifest] });
+    files.push(("index.json".to_owned(), index.to_string().into_bytes()));
+    let mut tar = tar::Builder::new(fs::File::create(path).unwrap());
+    for (name, bytes) in files {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, name, &bytes[..]).unwrap();
+    }
+    tar.finish().unwrap();
+}
+
+fn plain(path: &Path, layers: &[Vec<u8>]) {
+    image(path, layers, |_, _| ());
+}
+
+#[track_caller]
+fn refused(f: &Fixture, result: Result<(), Error>, kinds: &[ErrorKind], naming: &str) {
+    let e = result.unwrap_err();
+    assert!(kinds.contains(&e.kind()), "{:?}: {e}", e.kind());
+    assert!(e.to_string().contains(naming), "{naming}: {e}");
+    assert!(f.is_empty(), "{e} left something");
+}
+
+#[test]
+fn images_share_the_layers_that_they_have_in_common() {
+    let f = Fixture::new();
+    let (base, one, two) =
+        (layer(&[("etc/", ""), ("etc/a", "1")]), layer(&[("one", "1")]), layer(&[("two", "2")]));
+    plain(&f.path("one.tar"), &[base.clone(), one]);
+    plain(&f.path("two.tar"), &[base, two]);
+    f.import(&f.path("one.tar"), "one").unwrap();
+    f.import(&f.path("two.tar"), "two").unwrap();
+    let (one, two) = (f.store.image("one").unwrap(), f.store.image("two").unwrap());
+    assert_eq!(one.layers[0], two.layers[0]);
+    assert_ne!(one.layers[1], two.layers[1]);
+    f.import(&f.path("one.tar"), "one").unwrap();
+    assert_eq!(f.store.image("one").unwrap().layers, one.layers, "importing again is no change");
+    assert_eq!(f.store.remove_image("one").unwrap(), [one.layers[1].clone()]);
+    assert_eq!(f.store.remove_image("two").unwrap().len(), 2);
+    assert!(f.is_empty());
+}
+
+#[test]
+fn what_is_saved_is_imported_again_with_the_same_tree_and_configuration() {
+    let f = Fixture::new();
+    plain(
+        &f.path("in.tar"),
+        &[layer(&[("d/", ""), ("d/a", "1"), ("d/b", "2")]), layer(&[("d/.wh.a", ""), ("c", "3")])],
+    );
+    f.import(&f.path("in.tar"), "in").unwrap();
+    let top = f.store.image("in").unwrap().layers.pop().unwrap();
+    f.store.prepare("key", Some(&top), Labels::new()).unwrap();
+    f.store.commit("mine", "key", CommitOptions::new()).unwrap();
+    for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
+        let mut saved = Vec::new();
+        for round in ["first", "second"] {
+            let path = f.path(&format!("{compression}-{round}.tar"));
+            let out = LayoutWriter::to_tar_file(&path, f.tmp.path()).unwrap();
+            let mut how = SaveOptions::new();
+            how.compression = compression;
+            save_image(&f.store, "mine", out, &how, &mut ignore_progress).unwrap();
+            saved.push(fs::read(&path).unwrap());
+            let other = store(&f.path(&format!("store-{compression}-{round}")));
+            let layout = ImageLayout::open(&path).unwrap();
+            let image =
+                import_image(&other, &layout, "again", &options(), &mut ignore_progress).unwrap();
+            assert_eq!(image.layers.len(), 3);
+            let config: Value =
+                serde_json::from_slice(&other.blob(&image.config).unwrap()).unwrap();
+            assert_eq!(config["config"], json!({ "Env": ["A=B"], "X-unknown": 1 }));
+            assert_eq!(config["history"].as_array().unwrap().len(), 3);
+            let path = stratafs::RelPath::new("d/a").unwrap();
+            assert_eq!(other.provenance(image.layers.last().unwrap(), &path).unwrap(), None);
+        }
+        assert_eq!(saved[0], saved[1], "{compression}: saving is deterministic");
+    }
+}
+
+#[test]
+fn damaged_images_are_refused_and_leave_nothing() {
+    let f = Fixture::new();
+    let path = f.path("image.tar");
+    let layers = [layer(&[("a", "1")]), layer(&[("b", "2")])];
+    use ErrorKind::{DigestMismatch, InvalidArchive, InvalidImage, NotFound, Unsupported};
+    let missing = f.import(&f.path("none.tar"), "x");
+    refused(&f, missing, &[NotFound], "none.tar");
+    image(&path, &layers, |manifest, _| manifest["layers"][1]["size"] = 7.into());
+    refused(&f, f.import(&path, "x"), &[DigestMismatch, InvalidImage], "sha256:");
+    image(&path, &layers, |manifest, _| {
+        manifest["layers"][1]["digest"] = Digest::of(b"other").to_string().into();
+    });
+    refused(&f, f.import(&path, "x"), &[NotFound, InvalidImage], &Digest::of(b"other").hex());
+    image(&path, &layers, |_, config| {
+        config["rootfs"]["diff_ids"][1] = Digest::of(b"other").to_string().into();
+    });
+    refused(&f, f.import(&path, "x"), &[DigestMismatch], &Digest::of(b"other").hex());
+    image(&path, &layers, |_, config| {
+        config["rootfs"]["diff_ids"].as_array_mut().unwrap().pop();
+    });
+    refused(&f, f.import(&path, "x"), &[InvalidImage], "diff");
+    image(&path, &layers, |manifest, _| {
+        manifest["layers"][0]["mediaType"] = "application/x-floppy".into();
+    });
+    refused(&f, f.import(&path, "x"), &[Unsupported], "x-floppy");
+    plain(&path, &[layers[0].clone(), b"no tar at all, but long enough to be looked at".to_vec()]);
+    refused(&f, f.import(&path, "x"), &[InvalidArchive], "sha256:");
+    plain(&path, &[layers[0].clone(), layers[1][..700].to_vec()]);
+    refused(&f, f.import(&path, "x"), &[InvalidArchive], "sha256:");
+    plain(&path, &layers);
+    let whole = fs::read(&path).unwrap();
+    for cut in [100, 1000, whole.len() / 2] {
+        fs::write(&path, &whole[..cut]).unwrap();
+        let e = f.import(&path, "x").unwrap_err();
+        assert!(f.is_empty(), "{e}");
+    }
+}
+
+#[test]
+fn a_stopped_import_leaves_nothing() {
+    let f = Fixture::new();
+    plain(&f.path("i.tar"), &[layer(&[("a", "1")]), layer(&[("b", "2"), ("c", "3")])]);
+    let layout = ImageLayout::open(f.path("i.tar")).unwrap();
+    for stop_at in 0..50 {
+        let mut calls = 0;
+        let result = import_image(&f.store, &layout, "x", &options(), &mut |_| {
+            calls += 1;
+            if calls > stop_at { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        match result {
+            Err(e) => assert_eq!(e.kind(), ErrorKind::Cancelled, "{e}"),
+            Ok(_) => {
+                assert!(stop_at > 3);
+                return;
+            }
+        }
+        assert!(f.is_empty(), "stopped at call {stop_at}");
+    }
+    panic!("never finished");
+}
+
+#[test]
+fn what_is_no_image_cannot_be_saved() {
+    let f = Fixture::new();
+    f.store.prepare("active", None, Labels::new()).unwrap();
+    let mut fails = |name: &str, kind: ErrorKind| {
+        let out = LayoutWriter::to_directory(f.path("out")).unwrap();
+        let result = save_image(&f.store, name, out, &SaveOptions::new(), &mut ignore_progress);
+        let e = result.unwrap_err();
+        assert_eq!(e.kind(), kind, "{e}");
+        assert!(e.to_string().contains(name), "{e}");
+        assert!(!f.path("out").exists());
+    };
+    fails("active", ErrorKind::FailedPrecondition);
+    fails("none", ErrorKind::NotFound);
+}
