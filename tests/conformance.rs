@@ -298,7 +298,7 @@ fn views_cannot_be_written(f: &Fixture) {
 fn what_is_mounted_is_held(f: &Fixture) {
     f.layer("base", None, |root| write(&root.join("file"), "x"));
     f.store.prepare("key", Some("base"), Labels::new()).unwrap();
-    let (mut guard, root) = f.mount("key");
+    let (guard, root) = f.mount("key");
     let busy = |what: &str| {
         let other = f.tmp.path().join("other");
         fs::create_dir_all(&other).unwrap();
@@ -314,7 +314,7 @@ fn what_is_mounted_is_held(f: &Fixture) {
     assert_eq!(none.kind(), ErrorKind::NotFound);
     f.store.deactivate(&root).unwrap();
     assert_eq!(names(&root), Vec::<String>::new());
-    let (mut guard, root) = f.mount("key");
+    let (guard, root) = f.mount("key");
     drop(guard);
     assert_eq!(names(&root), Vec::<String>::new(), "a dropped guard unmounts");
     f.store.remove("key").unwrap();

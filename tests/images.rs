@@ -251,7 +251,7 @@ fn a_stopped_import_leaves_nothing() {
 fn what_is_no_image_cannot_be_saved() {
     let f = Fixture::new();
     f.store.prepare("active", None, Labels::new()).unwrap();
-    let mut fails = |name: &str, kind: ErrorKind| {
+    let fails = |name: &str, kind: ErrorKind| {
         let out = LayoutWriter::to_directory(f.path("out")).unwrap();
         let result = save_image(&f.store, name, out, &SaveOptions::new(), &mut ignore_progress);
         let e = result.unwrap_err();

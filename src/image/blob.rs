@@ -67,7 +67,7 @@ impl Read for Section {
 /// A reader that gives no more bytes than promised, and gives the last of them only once size and
 /// digest of the whole are right. Its errors are this crate's, inside `io::Error`.
 ///
-/// Who stops before the end has verified nothing, and must call [`finish`](Verified::finish).
+/// Who stops before the end has verified nothing.
 #[derive(Debug)]
 pub(crate) struct Verified<R> {
     promised: Blob,
@@ -86,19 +86,11 @@ impl<R: Read> Verified<R> {
         Verified { promised, state: State::Reading(Hashing::new(inner)) }
     }
 
-    /// Reads what is left and verifies the whole.
-    ///
-    /// # Errors
-    /// [`ErrorKind::DigestMismatch`], and whatever the reader below fails with.
-    pub(crate) fn finish(mut self) -> Result<()> {
-        let digest = self.promised.digest;
-        io::copy(&mut self, &mut io::sink()).map(drop).map_err(|e| reading(digest, e))
-    }
-
     /// Reads all of it into memory, where it may have at most `max` bytes.
     ///
     /// # Errors
-    /// As [`finish`](Verified::finish), and [`ErrorKind::LimitExceeded`].
+    /// [`ErrorKind::DigestMismatch`], [`ErrorKind::LimitExceeded`], and whatever the reader below
+    /// fails with.
     pub(crate) fn read_all(mut self, max: u64) -> Result<Vec<u8>> {
         let Blob { digest, size } = self.promised;
         if size > max {
@@ -199,7 +191,7 @@ mod tests {
     fn gives_what_is_as_promised() {
         assert_eq!(read(b"hello", Blob::of(b"hello")).unwrap(), b"hello");
         assert_eq!(read(b"", Blob::of(b"")).unwrap(), b"");
-        Verified::new(&b"hello"[..], Blob::of(b"hello")).finish().unwrap();
+        Verified::new(&b"hello"[..], Blob::of(b"hello")).read_all(5).unwrap();
     }
 
     #[test]
@@ -215,7 +207,7 @@ mod tests {
             assert_eq!(e.kind(), ErrorKind::DigestMismatch);
             assert!(e.to_string().contains(why), "{e}");
             assert!(e.to_string().contains(&promised.digest.to_string()), "{e}");
-            let e = Verified::new(bytes, promised).finish().unwrap_err();
+            let e = Verified::new(bytes, promised).read_all(1 << 20).unwrap_err();
             assert_eq!(e.kind(), ErrorKind::DigestMismatch);
         }
     }

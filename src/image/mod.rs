@@ -20,6 +20,7 @@ mod save;
 mod select;
 mod staging;
 mod tar_index;
+mod tar_write;
 mod write;
 
 pub use import::{ImportOptions, import_image};
