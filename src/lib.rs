@@ -110,7 +110,7 @@ mod sys;
 
 pub use archive::{
     Applied, ApplyLimits, ApplyOptions, Devices, ExportOptions, Exported, LayerTarget, Ownership,
-    UnionXattrs, XattrPolicy, apply_layer,
+    SecurityLabels, UnionXattrs, XattrPolicy, apply_layer,
 };
 pub use changes::{Change, ChangeKind};
 pub use compression::Compression;

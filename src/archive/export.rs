@@ -5,12 +5,28 @@
 //! be written (a file whose name reads as a whiteout, a whiteout whose name is too long) is refused
 //! before the first byte.
 //!
-//! A mark is dropped only where the parents are given and have nothing there to hide.
+//! What an entry is made of:
+//! - The root is the first entry, `./`: its mode, owner and time come back on import.
+//! - A mark has mode, owner and time 0. It is dropped only where the parents are given and have
+//!   nothing there to hide.
+//! - Of an inode with several names the first in order is the file, the others are hard links.
+//! - All xattrs that the caller may read, POSIX ACLs as `system.posix_acl_*` among them, but for those
+//!   of unions, for those that only mean something on this machine ([`SecurityLabels`]; `security.ima`
+//!   and `security.evm`, which sign an inode of it), and with file capabilities as version 2.
+//! - Sparse files are written in full, as OCI asks; sockets are left out and counted.
+//!
+//! A layer that refers to the layers below it (redirect, metacopy) is refused: it must be settled
+//! first. A file that is exchanged or changes its size meanwhile is an error too. By then bytes may be
+//! out: a writer must not publish them before [`export`] has returned.
+//!
+//! Memory is that of the directories on the way down and of the hard links.
 //!
 //! Source: OCI image specification, `layer.md`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
+use std::os::fd::AsFd;
 
 use super::capability;
 use super::entry::{Entry, EntryKind, EntryWriter, Timestamp};
@@ -35,6 +51,20 @@ pub struct ExportOptions {
     /// Seconds since 1970 that no modification time in the archive exceeds: later ones become this,
     /// as `SOURCE_DATE_EPOCH` asks. The default, none, keeps all times, to the nanosecond.
     pub source_date_epoch: Option<i64>,
+    /// Whether SELinux labels are packed. The default is to leave them out.
+    pub labels: SecurityLabels,
+}
+
+/// What becomes of `security.selinux` when a layer is packed: labels belong to the policy of a
+/// machine, and another machine gives a container its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SecurityLabels {
+    /// They are left out.
+    #[default]
+    Drop,
+    /// They are packed as any other xattr.
+    Keep,
 }
 
 impl ExportOptions {
@@ -59,6 +89,10 @@ pub struct Exported {
 }
 
 /// Writes `layer` to `out` as an uncompressed archive.
+///
+/// # Errors
+/// [`ErrorKind::FailedPrecondition`] for a layer that cannot be packed, or that is being written to;
+/// [`ErrorKind::Cancelled`] by `progress`.
 pub(crate) fn export(
     layer: &Branch,
     parents: Option<&LayerStack>,
@@ -72,27 +106,20 @@ pub(crate) fn export(
         out: EntryWriter::new(Hashing::new(BufWriter::with_capacity(BUFFER, out))),
         options,
         links: HashMap::new(),
-        below: match parents {
-            Some(stack) => Some(Below { stack, open: vec![(RelPath::ROOT, Some(stack.root()?))] }),
-            None => None,
-        },
+        below: parents.map(|stack| Below { stack, open: Vec::new() }),
         sockets: 0,
         done: Progress::new(Phase::Export),
     };
     let stat = layer.dir.stat().at("look at", "the layer's root")?;
     let root = export.entry(&RelPath::ROOT, &stat, Of::dir(&layer.dir), EntryKind::Directory)?;
-    export.append(&root, &mut io::empty(), progress)?;
+    export.append(&root, progress)?;
     if marks::is_opaque(layer.format, &layer.dir).at("read the marks of", "the layer's root")? {
         export.opaque(&RelPath::ROOT, progress)?;
     }
-    walk(&layer.dir, &mut |visit| {
-        export.visit(visit, progress)?;
-        Ok(Descend::Into)
-    })?;
+    walk(&layer.dir, &mut |visit| export.visit(visit, progress))?;
     let (entries, sockets) = (export.done.entries, export.sockets);
     let (mut out, digest, bytes) = export.out.finish()?.finish();
     out.flush().at("write the end of", "the archive")?;
-    drop(out);
     Ok(Exported { diff_id: DiffId::from(digest), bytes, entries, sockets })
 }
 
@@ -111,12 +138,16 @@ fn check_names(layer: &Branch) -> Result<()> {
                 "cannot pack the deletion of this name: the name of its whiteout would be longer \
                  than 255 bytes, or read as another mark",
             ),
-            _ => Ok(Descend::Into),
+            Mark::None => Ok(Descend::Into),
+            Mark::Whiteout(_) | Mark::Opaque | Mark::Internal => Ok(Descend::Past),
         }
     })
 }
 
-/// The parents' directories down to where the walk is.
+/// How many directories of the parents are held open, times their layers.
+const OPEN_BELOW: usize = 16;
+
+/// The parents' directories on the way down to where the walk is, the last few of them.
 struct Below<'a> {
     stack: &'a LayerStack,
     open: Vec<(RelPath, Option<MergedDir>)>,
@@ -128,16 +159,21 @@ impl Below<'_> {
         while self.open.last().is_some_and(|(open, _)| !path.starts_with(open)) {
             self.open.pop();
         }
-        while let Some((open, dir)) = self.open.last()
-            && open != path
-        {
-            let depth = open.components().count();
-            let Some(name) = path.components().nth(depth) else { break };
+        if self.open.is_empty() {
+            self.open.push((RelPath::ROOT, Some(self.stack.root()?)));
+        }
+        let depth = self.open.last().map_or(0, |(open, _)| open.components().count());
+        for name in path.components().skip(depth) {
+            let Some((open, dir)) = self.open.last() else { break };
             let next = match dir {
                 Some(dir) => dir.enter(self.stack, &name)?,
                 None => None,
             };
-            self.open.push((open.join(&name), next));
+            let next = (open.join(&name), next);
+            if self.open.len() == OPEN_BELOW {
+                self.open.remove(0);
+            }
+            self.open.push(next);
         }
         Ok(self.open.last().and_then(|(_, dir)| dir.as_ref()))
     }
@@ -155,83 +191,86 @@ struct Export<'a> {
 }
 
 impl Export<'_> {
-    fn visit(&mut self, visit: Visit<'_>, progress: &mut ProgressFn<'_>) -> Result<()> {
-        let parent = visit.path.parent().unwrap_or_default();
+    fn visit(&mut self, visit: Visit<'_>, progress: &mut ProgressFn<'_>) -> Result<Descend> {
         match marks::decode(self.format, visit.name, visit.stat) {
             Mark::None => {}
-            Mark::Whiteout(name) => return self.whiteout(&parent, &name, progress),
-            // Written with the directory.
-            Mark::Opaque | Mark::Internal => return Ok(()),
+            Mark::Whiteout(name) => {
+                let parent = visit.path.parent().unwrap_or_default();
+                self.whiteout(&parent, &name, progress)?;
+                return Ok(Descend::Past);
+            }
+            // The opaque mark is written with its directory.
+            Mark::Opaque | Mark::Internal => return Ok(Descend::Past),
         }
-        let of = Of::Child(visit.dir, visit.name);
         let (path, stat) = (visit.path, visit.stat);
+        if matches!(stat.file_type, FileType::Socket | FileType::Unknown) {
+            tracing::debug!(?path, "socket left out of the archive");
+            self.sockets = self.sockets.saturating_add(1);
+            return Ok(Descend::Past);
+        }
         if stat.nlink > 1 && !stat.is_dir() {
             let inode = (stat.dev, stat.ino);
             if let Some(target) = self.links.get(&inode) {
-                let kind = EntryKind::HardLink { target: target.clone() };
-                let link =
-                    Entry { xattrs: Default::default(), ..self.entry(path, stat, of, kind)? };
-                return self.append(&link, &mut io::empty(), progress);
+                let link = self.bare(path, stat, EntryKind::HardLink { target: target.clone() });
+                self.append(&link, progress)?;
+                return Ok(Descend::Past);
             }
             self.links.insert(inode, path.clone());
         }
+        let (major, minor) = stat.rdev;
         let kind = match stat.file_type {
-            FileType::Regular => return self.file(&visit, progress),
+            FileType::Regular => {
+                self.file(&visit, progress)?;
+                return Ok(Descend::Past);
+            }
             FileType::Directory => EntryKind::Directory,
             FileType::Symlink => {
                 let target = visit.dir.read_link(visit.name).at("read link", path)?;
                 EntryKind::Symlink { target }
             }
-            FileType::CharDevice => {
-                EntryKind::CharDevice { major: stat.rdev.0, minor: stat.rdev.1 }
-            }
-            FileType::BlockDevice => {
-                EntryKind::BlockDevice { major: stat.rdev.0, minor: stat.rdev.1 }
-            }
-            FileType::Fifo => EntryKind::Fifo,
-            FileType::Socket | FileType::Unknown => {
-                tracing::debug!(?path, "socket left out of the archive");
-                self.sockets = self.sockets.saturating_add(1);
-                return Ok(());
-            }
+            FileType::CharDevice => EntryKind::CharDevice { major, minor },
+            FileType::BlockDevice => EntryKind::BlockDevice { major, minor },
+            FileType::Fifo | FileType::Socket | FileType::Unknown => EntryKind::Fifo,
         };
-        let entry = self.entry(path, stat, of, kind)?;
-        self.append(&entry, &mut io::empty(), progress)?;
-        if stat.is_dir() {
-            let dir = visit.dir.open_dir(visit.name).at("open directory", path)?;
-            let hidden = match marks::separate_whiteout(self.format, visit.name) {
-                Some(mark) => visit.dir.try_stat_at(&mark).at("look at", path)?.is_some(),
-                None => false,
-            };
-            if hidden || marks::is_opaque(self.format, &dir).at("read the marks of", path)? {
-                self.opaque(path, progress)?;
-            }
+        let entry = self.entry(path, stat, Of::Child(visit.dir, visit.name), kind)?;
+        self.append(&entry, progress)?;
+        if stat.is_dir() && self.is_opaque(&visit)? {
+            self.opaque(path, progress)?;
         }
-        Ok(())
+        Ok(Descend::Into)
+    }
+
+    /// Whether nothing below shows in a directory: it says so, or (AUFS) has a whiteout beside it.
+    fn is_opaque(&self, visit: &Visit<'_>) -> Result<bool> {
+        let (dir, name, path) = (visit.dir, visit.name, visit.path);
+        if let Some(mark) = marks::separate_whiteout(self.format, name)
+            && dir.try_stat_at(&mark).at("look for the whiteout of", path)?.is_some()
+        {
+            return Ok(true);
+        }
+        let dir = dir.open_dir(name).at("open directory", path)?;
+        marks::is_opaque(self.format, &dir).at("read the marks of", path)
     }
 
     fn file(&mut self, visit: &Visit<'_>, progress: &mut ProgressFn<'_>) -> Result<()> {
         let path = visit.path;
-        let mut file = visit.dir.open_file(visit.name).at("open", path)?;
+        let file = visit.dir.open_file(visit.name).at("open", path)?;
         let stat = fstat(&file).at("look at", path)?;
         if !stat.same_inode(visit.stat) {
             return Err(changed(path));
         }
         let kind = EntryKind::File { size: stat.size, sparse: None };
-        let entry = self.entry(path, &stat, Of::Fd(std::os::fd::AsFd::as_fd(&file)), kind)?;
-        let mut exact = Exact { file: &mut file, left: stat.size, path };
-        self.append(&entry, &mut exact, progress)
+        let entry = self.entry(path, &stat, Of::Fd(file.as_fd()), kind)?;
+        let mut content = Content { file, done: &mut self.done, progress };
+        self.out.append(&entry, &mut content)?;
+        self.done.entries = self.done.entries.saturating_add(1);
+        report(progress, self.done)
     }
 
-    fn append(
-        &mut self,
-        entry: &Entry,
-        content: &mut dyn Read,
-        progress: &mut ProgressFn<'_>,
-    ) -> Result<()> {
-        self.out.append(entry, content)?;
+    /// Appends an entry without content.
+    fn append(&mut self, entry: &Entry, progress: &mut ProgressFn<'_>) -> Result<()> {
+        self.out.append(entry, &mut io::empty())?;
         self.done.entries = self.done.entries.saturating_add(1);
-        self.done.bytes = self.done.bytes.saturating_add(entry.stored_size());
         report(progress, self.done)
     }
 
@@ -276,51 +315,66 @@ impl Export<'_> {
             gid: 0,
             mtime: Timestamp::default(),
             atime: None,
-            xattrs: Default::default(),
+            xattrs: BTreeMap::new(),
             acl_access: None,
             acl_default: None,
         };
-        self.append(&entry, &mut io::empty(), progress)
+        self.append(&entry, progress)
     }
 
+    /// An entry with its xattrs.
     fn entry(&self, path: &RelPath, stat: &Stat, of: Of<'_>, kind: EntryKind) -> Result<Entry> {
-        let mut mtime = Timestamp { secs: stat.mtime.secs, nanos: stat.mtime.nanos };
-        if let Some(epoch) = self.options.source_date_epoch {
-            mtime = mtime.min(Timestamp { secs: epoch, nanos: 0 });
+        let mut entry = self.bare(path, stat, kind);
+        let keys = xattr::list(of).at("list the xattrs of", path)?;
+        if keys.iter().any(|key| marks::is_union_xattr(key))
+            && marks::refers_below(self.format, of).at("read the marks of", path)?
+        {
+            return Err(Error::new(
+                ErrorKind::FailedPrecondition,
+                "cannot pack a layer that refers to the layers below it: settle it first; it does at",
+            )
+            .with_path(path));
         }
-        let mut xattrs = std::collections::BTreeMap::new();
-        for key in xattr::list(of).at("list the xattrs of", path)? {
-            if !is_packed(&key) {
-                continue;
-            }
-            if let Some(value) = xattr::get(of, &key).at("read an xattr of", path)? {
+        for key in keys {
+            if self.is_packed(&key)
+                && let Some(value) = xattr::get(of, &key).at("read an xattr of", path)?
+            {
                 let value = match key.as_slice() {
                     b"security.capability" => capability::to_version_2(value),
                     _ => value,
                 };
-                xattrs.insert(key, value);
+                entry.xattrs.insert(key, value);
             }
         }
-        Ok(Entry {
+        Ok(entry)
+    }
+
+    /// An entry without xattrs.
+    fn bare(&self, path: &RelPath, stat: &Stat, kind: EntryKind) -> Entry {
+        let mtime = Timestamp { secs: stat.mtime.secs, nanos: stat.mtime.nanos };
+        let latest = self.options.source_date_epoch.map(|secs| Timestamp { secs, nanos: 0 });
+        Entry {
             path: path.clone(),
             kind,
             mode: stat.mode,
             uid: stat.uid,
             gid: stat.gid,
-            mtime,
+            mtime: latest.map_or(mtime, |latest| mtime.min(latest)),
             atime: None,
-            xattrs,
+            xattrs: BTreeMap::new(),
             acl_access: None,
             acl_default: None,
-        })
+        }
     }
-}
 
-/// Whether an xattr goes into the archive: not the unions' own, not the labels of this machine's
-/// security policy, and no integrity data, which is of the file and not of the tree.
-fn is_packed(key: &[u8]) -> bool {
-    const MACHINE: [&[u8]; 3] = [b"security.selinux", b"security.ima", b"security.evm"];
-    !marks::is_union_xattr(key) && !MACHINE.contains(&key)
+    /// Whether an xattr goes into the archive; the module's head has the rule.
+    fn is_packed(&self, key: &[u8]) -> bool {
+        match key {
+            b"security.selinux" => self.options.labels == SecurityLabels::Keep,
+            b"security.ima" | b"security.evm" => false,
+            _ => !marks::is_union_xattr(key),
+        }
+    }
 }
 
 fn changed(path: &RelPath) -> Error {
@@ -331,21 +385,21 @@ fn changed(path: &RelPath) -> Error {
     .with_path(path)
 }
 
-/// A file that must have just the size it had.
-struct Exact<'a> {
-    file: &'a mut std::fs::File,
-    left: u64,
-    path: &'a RelPath,
+/// A file's content, counted as it is read. That it has the size it had is the writer's to check.
+struct Content<'a, 'p> {
+    file: File,
+    done: &'a mut Progress,
+    progress: &'a mut ProgressFn<'p>,
 }
 
-impl Read for Exact<'_> {
+impl Read for Content<'_, '_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let n = self.file.read(buf)?;
-        let short = n == 0 && self.left > 0 && !buf.is_empty();
-        match self.left.checked_sub(n as u64) {
-            Some(left) if !short => self.left = left,
-            _ => return Err(changed(self.path).into()),
-        }
+        self.done.bytes = self.done.bytes.saturating_add(u64::try_from(n).unwrap_or(u64::MAX));
+        report(self.progress, *self.done)?;
         Ok(n)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,4 +14,4 @@ pub use apply::{
     apply_layer,
 };
 pub(crate) use export::export;
-pub use export::{ExportOptions, Exported};
+pub use export::{ExportOptions, Exported, SecurityLabels};

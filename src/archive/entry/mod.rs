@@ -32,7 +32,7 @@ use std::os::unix::ffi::OsStrExt;
 use crate::error::{Error, ErrorKind, Result};
 use crate::path::RelPath;
 
-pub(crate) use reader::{Content, EntryReader};
+pub(crate) use reader::EntryReader;
 pub(crate) use writer::EntryWriter;
 
 /// One file, directory or other object, as an archive describes it.
@@ -227,5 +227,7 @@ fn normalise(raw: &[u8], max: usize) -> Result<RelPath> {
     })
 }
 
+#[cfg(test)]
+mod round_trip;
 #[cfg(test)]
 mod tests;

@@ -107,11 +107,6 @@ impl<R: Read> EntryReader<R> {
         Content { reader: self }
     }
 
-    /// The source, to tell it what the bytes to come are.
-    pub(crate) fn source_mut(&mut self) -> &mut R {
-        &mut self.source
-    }
-
     /// The source, standing behind the archive's trailer if [`EntryReader::next`] gave none.
     pub(crate) fn into_inner(self) -> R {
         self.source
