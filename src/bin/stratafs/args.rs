@@ -1,0 +1,410 @@
+//! The command line as typed. What clap can refuse by itself is refused here; all else is the
+//! commands' to validate.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use stratafs::{Filter, Platform};
+
+/// Part of `--help`, and of the README; `failure.rs` is where the codes come from.
+const EXIT_CODES: &str = "\
+Names:
+  KEY, PARENT and NAME are those of snapshots. Where a snapshot is wanted and there is none of that
+  name, an image's name stands for its topmost layer. `stat`, `usage` and `rm` take the image itself.
+
+JSON:
+  With --json a command prints one JSON value on stdout, and if it fails, an object
+  {\"error\":{\"kind\",\"message\"}} on stderr. A path is text in \"path\"; if it is not UTF-8, that
+  text is approximate, and \"path_bytes\" has the bytes. Times are RFC 3339, in UTC.
+
+Exit codes:
+    0  done
+    1  failed: I/O, damage (and `check` found problems)
+    2  wrong usage: an argument, a name or a path that cannot be right
+    3  invalid archive or image: damaged, ambiguous, hostile, or of another digest
+    4  there is no such store, snapshot, image or file
+    5  the name is taken
+    6  busy, held, or not in the state that the command needs
+    7  not possible here: a right is missing, or the kernel, file system or this build lacks it
+    8  no room: the disk is full, or a limit is reached
+  130  interrupted by SIGINT, SIGTERM or SIGHUP, and rolled back; twice: at once, left to `gc`
+  141  whoever read the output has gone";
+
+/// Layered copy-on-write snapshots for container runtimes.
+///
+/// stratafs keeps layers as directories in a store, stacks them with overlayfs, gives each container
+/// a writable layer on top, and reads and writes layer archives and OCI images.
+#[derive(Debug, Parser)]
+#[command(name = "stratafs", version, after_long_help = EXIT_CODES, max_term_width = 100)]
+pub(crate) struct Arguments {
+    /// The store's directory. Default: /var/lib/stratafs for root, else $XDG_DATA_HOME/stratafs or
+    /// ~/.local/share/stratafs
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) root: Option<PathBuf>,
+    /// What mounts layers
+    #[arg(long, global = true, value_enum, value_name = "DRIVER", default_value = "auto")]
+    pub(crate) driver: DriverName,
+    /// Print JSON; logs are silent unless asked for by --verbose
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Log more on stderr; twice: even more
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub(crate) verbose: u8,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DriverName {
+    /// The best that works here
+    Auto,
+    /// The kernel's overlayfs
+    Overlay,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show versions, the store's format, and what can be mounted here
+    #[command(after_help = "Examples:
+  stratafs info
+  stratafs --json info | jq .driver.features")]
+    Info,
+
+    /// Bring an OCI image into the store
+    ///
+    /// Every digest is verified before anything is visible. Layers that the store has already are
+    /// not unpacked again.
+    #[command(after_help = "Examples:
+  skopeo copy docker://docker.io/library/alpine:3 oci-archive:alpine.tar
+  stratafs import alpine.tar --name alpine
+  stratafs import layout-dir --ref 3.20 --platform linux/arm64
+  zcat alpine.tar.gz | stratafs import - --name alpine")]
+    Import(Import),
+
+    /// Write an image as an OCI layout
+    ///
+    /// NAME may be a committed snapshot too: the image then has the configuration of the image that it
+    /// was built on. Layers are packed anew from what is on disk.
+    #[command(after_help = "Examples:
+  stratafs save alpine -o alpine.tar
+  stratafs save alpine -o layout-dir/ --compress zstd
+  stratafs save alpine -o alpine.tar && skopeo copy oci-archive:alpine.tar docker-daemon:alpine:3")]
+    Save(Save),
+
+    /// Unpack a layer archive into a new committed snapshot
+    ///
+    /// The archive may be compressed by gzip or zstd; which, is found out.
+    #[command(after_help = "Examples:
+  stratafs apply base base.tar.gz
+  zcat app.tar.gz | stratafs apply app --parent base")]
+    Apply(Apply),
+
+    /// Write a snapshot's layer as an uncompressed tar archive
+    ///
+    /// A snapshot that is still active may be exported too, as it is then.
+    #[command(after_help = "Examples:
+  stratafs export app -o app.tar
+  stratafs export app | tar -tv
+  stratafs export app | gzip > app.tar.gz")]
+    Export(Export),
+
+    /// Make a writable snapshot
+    #[command(after_help = "Examples:
+  stratafs prepare work
+  stratafs prepare web-1 alpine --label team=web")]
+    Prepare(Prepare),
+
+    /// Make a read-only view of a committed snapshot
+    #[command(after_help = "Examples:
+  stratafs view look alpine")]
+    View(Prepare),
+
+    /// Show the mounts that would show a snapshot; mounts nothing
+    ///
+    /// A line a mount: its type, source and options as mount(8) takes them, with tabs between them.
+    #[command(after_help = "Examples:
+  stratafs mounts web-1
+  stratafs --json mounts web-1 | jq -r '.[].options[]'")]
+    Mounts(Key),
+
+    /// Mount an active snapshot or view on a directory, until `umount`
+    #[command(after_help = "Examples:
+  stratafs mount web-1 /mnt
+  stratafs umount /mnt")]
+    Mount(Mount),
+
+    /// Unmount what `mount` mounted
+    #[command(after_help = "Examples:
+  stratafs umount /mnt")]
+    Umount(Umount),
+
+    /// Make an active snapshot immutable, under a name
+    #[command(after_help = "Examples:
+  stratafs commit web-1-done web-1
+  stratafs commit app work --parent alpine")]
+    Commit(Commit),
+
+    /// Show what a snapshot changes against its parent
+    ///
+    /// A line a path: A (added), M (modified) or D (deleted), a space, and the path, in the bytes that
+    /// it has.
+    #[command(after_help = "Examples:
+  stratafs diff web-1
+  stratafs diff --null web-1 | xargs -0 -n 1 echo")]
+    Diff(Diff),
+
+    /// List snapshots and images
+    ///
+    /// Filters are containerd's: selectors on name, parent, kind and labels, joined by commas. Of
+    /// several filters one must hold. With a filter no images are listed.
+    #[command(after_help = "Examples:
+  stratafs ls
+  stratafs ls --filter kind==active
+  stratafs ls --filter 'parent==base,labels.team~=^web' --filter kind==view")]
+    Ls(Ls),
+
+    /// Show all that the store knows of a snapshot or image
+    #[command(after_help = "Examples:
+  stratafs stat web-1
+  stratafs --json stat alpine | jq -r '.layers[]'")]
+    Stat(Key),
+
+    /// Show what a snapshot takes on disk, its parents not counted; of an image: all its layers
+    #[command(after_help = "Examples:
+  stratafs usage web-1
+  stratafs --json usage alpine | jq .bytes")]
+    Usage(Key),
+
+    /// Remove snapshots and images
+    ///
+    /// With an image go those of its layers that nothing else needs. Stops at the first that cannot
+    /// be removed.
+    #[command(after_help = "Examples:
+  stratafs rm web-1
+  stratafs rm web-1 web-2 alpine")]
+    Rm(Rm),
+
+    /// Free what interrupted and deferred work left
+    #[command(after_help = "Examples:
+  stratafs gc")]
+    Gc,
+
+    /// Look for damage; exit code 1 if there is any
+    #[command(after_help = "Examples:
+  stratafs check
+  stratafs --json check | jq -r '.problems[].what'")]
+    Check,
+
+    /// Work on layers in plain directories, without a store
+    #[command(subcommand)]
+    Layer(Layer),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Layer {
+    /// Unpack a layer archive from standard input into a directory
+    ///
+    /// Without --overlay the directory is a plain tree, with the layers below already in it: whiteouts
+    /// delete. With it the directory becomes a layer for overlayfs: whiteouts become its marks, in
+    /// trusted.overlay.* xattrs for root and in user.overlay.* ones for all others.
+    ///
+    /// After a failure the directory may hold a part of the layer.
+    #[command(after_help = "Examples:
+  stratafs layer apply rootfs < base.tar
+  stratafs layer apply rootfs < app.tar.gz
+  stratafs layer apply --overlay --parent base app < app.tar.gz")]
+    Apply(LayerApply),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Key {
+    /// The snapshot
+    pub(crate) key: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Import {
+    /// An OCI layout: a directory, a tar file, or - for a tar on standard input
+    pub(crate) image: PathBuf,
+    /// What to call it in the store. Default: the name in the layout, else the file's
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Which image of the layout is meant, by name or digest, if there are several
+    #[arg(long = "ref", value_name = "NAME")]
+    pub(crate) reference: Option<String>,
+    /// Which platform's, as linux/arm64/v8. Default: this machine's
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub(crate) platform: Option<Platform>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Save {
+    /// The image, or a committed snapshot
+    pub(crate) name: String,
+    /// A tar file, - for standard output, or a directory if it is one or ends in a slash
+    #[arg(short, long, value_name = "FILE|DIR")]
+    pub(crate) output: PathBuf,
+    /// How layers are compressed
+    #[arg(long, value_enum, default_value = "gzip")]
+    pub(crate) compress: CompressionName,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CompressionName {
+    Gzip,
+    Zstd,
+    None,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Apply {
+    /// What to call the snapshot
+    pub(crate) name: String,
+    /// The snapshot or image below it
+    #[arg(long)]
+    pub(crate) parent: Option<String>,
+    #[command(flatten)]
+    pub(crate) labels: Labels,
+    /// The archive, or - for standard input
+    #[arg(default_value = "-")]
+    pub(crate) file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Export {
+    /// The snapshot
+    pub(crate) name: String,
+    /// Where to, or - for standard output
+    #[arg(short, long, value_name = "FILE", default_value = "-")]
+    pub(crate) output: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Prepare {
+    /// What to call it
+    pub(crate) key: String,
+    /// The committed snapshot or image below it; none: an empty tree
+    pub(crate) parent: Option<String>,
+    #[command(flatten)]
+    pub(crate) labels: Labels,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Mount {
+    /// The snapshot: active, or a view
+    pub(crate) key: String,
+    /// Where to mount it
+    pub(crate) dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Umount {
+    /// Where it is mounted
+    pub(crate) dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Commit {
+    /// What to call the committed snapshot
+    pub(crate) name: String,
+    /// The active snapshot
+    pub(crate) key: String,
+    /// Put it on top of this snapshot or image; only for one that was prepared without a parent
+    #[arg(long)]
+    pub(crate) parent: Option<String>,
+    #[command(flatten)]
+    pub(crate) labels: Labels,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Diff {
+    /// The snapshot
+    pub(crate) key: String,
+    /// End lines by NUL: names may have line feeds
+    #[arg(short = '0', long)]
+    pub(crate) null: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Ls {
+    /// Show only what this holds for; may be repeated
+    #[arg(long = "filter", value_name = "FILTER", value_parser = Filter::parse)]
+    pub(crate) filters: Vec<Filter>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Rm {
+    /// Snapshots and images
+    #[arg(required = true, value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LayerApply {
+    /// Make a layer in overlayfs' format
+    #[arg(long)]
+    pub(crate) overlay: bool,
+    /// A tree below, topmost first: missing parent directories take their attributes from there
+    #[arg(long = "parent", value_name = "DIR")]
+    pub(crate) parents: Vec<PathBuf>,
+    /// The directory to unpack into
+    pub(crate) root: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Labels {
+    /// A label of the snapshot; may be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    pub(crate) labels: Vec<(String, String)>,
+}
+
+impl Labels {
+    pub(crate) fn into_map(self) -> stratafs::Labels {
+        self.labels.into_iter().collect()
+    }
+}
+
+fn label(text: &str) -> Result<(String, String), &'static str> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("write it as KEY=VALUE"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_shows_examples() {
+        fn every(command: &clap::Command) {
+            if command.has_subcommands() {
+                command.get_subcommands().for_each(every);
+            } else {
+                let help = command.get_after_help().map(ToString::to_string);
+                assert!(
+                    help.is_some_and(|text| text.starts_with("Examples:\n  ")),
+                    "{}",
+                    command.get_name()
+                );
+            }
+        }
+        Arguments::command().get_subcommands().for_each(every);
+    }
+
+    #[test]
+    fn labels_need_a_key() {
+        assert_eq!(label("a=b=c"), Ok(("a".to_owned(), "b=c".to_owned())));
+        assert_eq!(label("a="), Ok(("a".to_owned(), String::new())));
+        for bad in ["", "a", "=b"] {
+            assert!(label(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! The commands: each validates what was typed, makes one call of the library, and prints what that
+//! gives.
+
+mod images;
+mod layers;
+mod mounts;
+mod snapshots;
+mod upkeep;
+
+use std::fs::File;
+use std::io::{self, IsTerminal as _, Read};
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+
+use stratafs::{DriverChoice, ErrorKind, ImageRecord, Store, StoreOptions};
+
+use crate::args::{Command, DriverName, Layer};
+use crate::failure::Failure;
+use crate::interrupt::Interrupt;
+use crate::output::{self, Report};
+use crate::progress::Reporter;
+
+type Result<T = ()> = std::result::Result<T, Failure>;
+
+/// What all commands share.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) root: PathBuf,
+    pub(crate) driver: DriverName,
+    pub(crate) json: bool,
+    /// Whether this process may be taken for root.
+    pub(crate) privileged: bool,
+    pub(crate) interrupt: Interrupt,
+}
+
+/// Whether a command may be the first that uses its store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Missing {
+    Create,
+    Refuse,
+}
+
+pub(crate) fn run(context: &Context, command: Command) -> Result {
+    match command {
+        Command::Info => upkeep::info(context),
+        Command::Import(args) => images::import(context, args),
+        Command::Save(args) => images::save(context, &args),
+        Command::Apply(args) => layers::apply(context, args),
+        Command::Export(args) => layers::export(context, &args),
+        Command::Prepare(args) => snapshots::prepare(context, args),
+        Command::View(args) => snapshots::view(context, args),
+        Command::Mounts(args) => mounts::mounts(context, &args),
+        Command::Mount(args) => mounts::mount(context, &args),
+        Command::Umount(args) => mounts::umount(context, &args),
+        Command::Commit(args) => snapshots::commit(context, args),
+        Command::Diff(args) => layers::diff(context, &args),
+        Command::Ls(args) => snapshots::ls(context, &args),
+        Command::Stat(args) => snapshots::stat(context, &args),
+        Command::Usage(args) => snapshots::usage(context, &args),
+        Command::Rm(args) => snapshots::rm(context, &args),
+        Command::Gc => upkeep::gc(context),
+        Command::Check => upkeep::check(context),
+        Command::Layer(Layer::Apply(args)) => layers::apply_to_directory(context, args),
+    }
+}
+
+impl Context {
+    fn open(&self, missing: Missing) -> Result<Store> {
+        let mut options = StoreOptions::new();
+        options.create = missing == Missing::Create;
+        options.driver = match self.driver {
+            DriverName::Auto => DriverChoice::Auto,
+            DriverName::Overlay => DriverChoice::Overlay,
+        };
+        Ok(Store::open(&self.root, options)?)
+    }
+
+    fn print(&self, report: &impl Report) -> Result {
+        output::print(self.json, report)
+    }
+
+    fn reporter(&self) -> Reporter {
+        Reporter::new(self.interrupt.clone())
+    }
+
+    /// `path` opened, or standard input for `-`.
+    fn input(&self, path: &Path) -> Result<Box<dyn Read>> {
+        if path != Path::new("-") {
+            let file = File::open(path).map_err(|e| Failure::io("open", path, e))?;
+            return Ok(Box::new(file));
+        }
+        let stdin = io::stdin();
+        if stdin.is_terminal() {
+            return Err(Failure::Usage(
+                "standard input is a terminal: name a file, or redirect one to it".to_owned(),
+            ));
+        }
+        let fail = |e| Failure::io("read", Path::new("standard input"), e);
+        let stdin = File::from(stdin.as_fd().try_clone_to_owned().map_err(fail)?);
+        Ok(if stdin.metadata().map_err(fail)?.is_file() {
+            Box::new(stdin)
+        } else {
+            Box::new(self.interrupt.reader(stdin))
+        })
+    }
+}
+
+/// The snapshot that `name` means: the one of that name, else the top of the image of that name.
+/// None is the empty tree, which an image without layers has.
+fn snapshot_or_top(store: &Store, name: &str) -> Result<Option<String>> {
+    match store.stat(name) {
+        Ok(info) => Ok(Some(info.key)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(image(store, name)?.layers.pop()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// As [`snapshot_or_top`], where the empty tree will not do.
+fn snapshot(store: &Store, name: &str) -> Result<String> {
+    snapshot_or_top(store, name)?
+        .ok_or_else(|| Failure::Usage(format!("the image {name:?} has no layers")))
+}
+
+/// The image `name`, once no snapshot has that name.
+fn image(store: &Store, name: &str) -> Result<ImageRecord> {
+    store.image(name).map_err(|e| match e.kind() {
+        ErrorKind::NotFound => {
+            Failure::NotFound(format!("there is neither a snapshot nor an image {name:?}"))
+        }
+        _ => e.into(),
+    })
+}

@@ -1,0 +1,779 @@
+//! The command line tool, as its users see it: exit codes, what is on which stream, what is left
+//! behind. It is built with the feature `cli` alone.
+//!
+//! Only what mounts needs root; the stores are of whichever format this user gets.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_stratafs");
+
+fn main() {
+    let arguments = Arguments::from_args();
+    // Owned by this very user, unlike /proc/self, which is root's when it may not be traced.
+    let root = fs::metadata(tempfile::tempdir().unwrap().path()).unwrap().uid() == 0;
+    let mut trials = vec![
+        trial("help_and_version_are_no_failures", help_and_version_are_no_failures),
+        trial("the_readme_has_the_exit_codes_of_the_help", readme_has_the_exit_codes),
+        trial("a_wrong_command_line_is_exit_code_2", a_wrong_command_line),
+        trial("what_is_not_there_is_exit_code_4_and_named", what_is_not_there),
+        trial("without_a_store_only_writers_make_one", only_writers_make_a_store),
+        trial("a_name_that_is_taken_is_exit_code_5", a_name_that_is_taken),
+        trial("a_wrong_state_is_exit_code_6", a_wrong_state),
+        trial("json_is_one_value_and_errors_are_objects", json_is_one_value),
+        trial("snapshots_from_archive_to_archive", from_archive_to_archive),
+        trial("diff_gives_names_in_their_bytes", diff_gives_bytes),
+        trial("garbage_is_exit_code_3_and_leaves_nothing", garbage_leaves_nothing),
+        trial("layer_apply_deletes_in_a_tree_and_marks_in_a_layer", layer_apply),
+        trial("images_in_and_out_by_file_directory_and_pipe", images_in_and_out),
+        trial("an_images_name_stands_for_its_top_layer", an_images_name),
+        trial("a_reader_that_goes_away_is_no_panic", a_reader_that_goes),
+        trial("a_failed_export_leaves_the_old_file", a_failed_export),
+        trial("a_signal_rolls_an_apply_back", a_signal_rolls_back),
+        trial("a_signal_ends_waiting_for_a_silent_pipe", a_signal_while_waiting),
+        trial("damage_is_found_by_check", damage_is_found),
+        trial("the_default_root_is_the_users", the_default_root).with_ignored_flag(root),
+    ];
+    trials.push(
+        trial("mounts_until_umount", mounts_until_umount)
+            .with_kind(if root { "" } else { "needs root" })
+            .with_ignored_flag(!root),
+    );
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+fn trial(name: &str, test: fn()) -> Trial {
+    Trial::test(name, move || {
+        test();
+        Ok::<(), Failed>(())
+    })
+}
+
+// --- the program -------------------------------------------------------------------------------
+
+/// A directory with a store in it, or not yet.
+struct Fixture(TempDir);
+
+impl Fixture {
+    /// Not in /tmp, which may be a tmpfs without user xattrs.
+    fn new() -> Fixture {
+        Fixture(tempfile::tempdir_in("/var/tmp").unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(PROGRAM);
+        command.arg("--root").arg(self.path("store")).args(arguments);
+        // Files are named relative to the fixture.
+        command.current_dir(self.0.path()).stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Run {
+        Run::of(&mut self.command(arguments))
+    }
+
+    /// Runs it, and gives what it prints.
+    #[track_caller]
+    fn ok(&self, arguments: &[&str]) -> String {
+        self.run(arguments).ok()
+    }
+
+    #[track_caller]
+    fn json(&self, arguments: &[&str]) -> Value {
+        let out = self.ok(&[&["--json"], arguments].concat());
+        serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e} in {out}"))
+    }
+
+    fn run_with_input(&self, arguments: &[&str], input: &[u8]) -> Run {
+        let mut command = self.command(arguments);
+        let mut child = piped(&mut command);
+        let mut stdin = child.stdin.take().unwrap();
+        let input = input.to_vec();
+        // The program may end without having read it all.
+        let writer = std::thread::spawn(move || stdin.write_all(&input));
+        let run = Run::from(child.wait_with_output().unwrap());
+        drop(writer.join().unwrap());
+        run
+    }
+
+    fn file(&self, name: &str, bytes: &[u8]) {
+        fs::write(self.path(name), bytes).unwrap();
+    }
+
+    fn names(&self, dir: &str) -> Vec<OsString> {
+        let entries = fs::read_dir(self.path(dir)).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    }
+
+    /// Nothing unfinished is in the store, and nothing is damaged.
+    #[track_caller]
+    fn is_clean(&self) {
+        assert_eq!(self.names("store/staging"), [""; 0], "staging");
+        assert_eq!(self.names("store/trash"), [""; 0], "trash");
+        self.ok(&["check"]);
+        assert_eq!(self.ok(&["gc"]), "", "nothing to free");
+    }
+}
+
+fn piped(command: &mut Command) -> Child {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+struct Run {
+    code: Option<i32>,
+    out: Vec<u8>,
+    err: String,
+}
+
+impl From<Output> for Run {
+    fn from(output: Output) -> Run {
+        assert_eq!(output.status.signal(), None, "{output:?}");
+        let err = String::from_utf8(output.stderr).unwrap();
+        assert!(!err.contains("panicked"), "{err}");
+        Run { code: output.status.code(), out: output.stdout, err }
+    }
+}
+
+impl Run {
+    fn of(command: &mut Command) -> Run {
+        command.output().unwrap().into()
+    }
+
+    #[track_caller]
+    fn ok(self) -> String {
+        assert_eq!((self.code, self.err.as_str()), (Some(0), ""));
+        String::from_utf8(self.out).unwrap()
+    }
+
+    /// It failed with this code, said so in one line that has these words, and printed nothing else.
+    #[track_caller]
+    fn fails(&self, code: i32, words: &[&str]) {
+        assert_eq!(self.code, Some(code), "{}", self.err);
+        assert_eq!(self.err.lines().count(), 1, "{}", self.err);
+        assert!(self.err.starts_with("stratafs: "), "{}", self.err);
+        for word in words {
+            assert!(self.err.contains(word), "{word} in {}", self.err);
+        }
+        assert_eq!(String::from_utf8_lossy(&self.out), "");
+    }
+
+    /// clap's refusals are longer than a line.
+    #[track_caller]
+    fn is_refused(&self, words: &[&str]) {
+        assert_eq!(self.code, Some(2), "{}", self.err);
+        for word in words {
+            assert!(self.err.contains(word), "{word} in {}", self.err);
+        }
+        assert_eq!(String::from_utf8_lossy(&self.out), "");
+    }
+}
+
+// --- archives and images -----------------------------------------------------------------------
+
+/// An archive of the user's own files; a path that ends in a slash is a directory.
+fn archive(entries: &[(&[u8], &[u8])]) -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    for (path, contents) in entries {
+        let mut header = tar::Header::new_gnu();
+        if path.ends_with(b"/") {
+            header.set_entry_type(tar::EntryType::Directory);
+            header.set_mode(0o755);
+        } else {
+            header.set_mode(0o644);
+        }
+        header.set_size(contents.len() as u64);
+        archive.append_data(&mut header, OsStr::from_bytes(path), *contents).unwrap();
+    }
+    archive.into_inner().unwrap()
+}
+
+fn base() -> Vec<u8> {
+    archive(&[(b"etc/", b""), (b"etc/motd", b"base"), (b"etc/old", b"old")])
+}
+
+fn app() -> Vec<u8> {
+    archive(&[(b"app", b"new"), (b"etc/motd", b"app"), (b"etc/.wh.old", b"")])
+}
+
+/// A tar file with an image of these layers.
+fn image(path: &Path, name: Option<&str>, layers: &[Vec<u8>]) {
+    let mut layout = stratafs::LayoutWriter::to_tar_file(path, path.parent().unwrap()).unwrap();
+    let mut blob = |media: &str, bytes: &[u8]| {
+        let mut blob = layout.blob().unwrap();
+        blob.write_all(bytes).unwrap();
+        let (digest, size) = blob.finish().unwrap();
+        serde_json::json!({
+            "mediaType": format!("application/vnd.oci.image.{media}"),
+            "digest": digest.to_string(), "size": size,
+        })
+    };
+    let layers: Vec<Value> = layers.iter().map(|layer| blob("layer.v1.tar", layer)).collect();
+    let diff_ids: Vec<&Value> = layers.iter().map(|layer| &layer["digest"]).collect();
+    let host = stratafs::Platform::host();
+    let config = serde_json::json!({
+        "architecture": host.architecture(), "os": host.os(),
+        "rootfs": { "type": "layers", "diff_ids": diff_ids },
+    })
+    .to_string();
+    let manifest = serde_json::json!({
+        "schemaVersion": 2, "layers": layers,
+        "config": blob("config.v1+json", config.as_bytes()),
+    })
+    .to_string();
+    layout.add_image(manifest.as_bytes(), config.as_bytes(), name).unwrap();
+    layout.finish(&mut stratafs::ignore_progress).unwrap();
+}
+
+// --- the command line --------------------------------------------------------------------------
+
+fn help_and_version_are_no_failures() {
+    let fixture = Fixture::new();
+    assert!(fixture.ok(&["--version"]).starts_with("stratafs "));
+    let help = fixture.ok(&["--help"]);
+    assert!(help.contains("Exit codes:"), "{help}");
+    let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+    let commands: Vec<&str> = commands
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    assert!(commands.len() > 15, "{commands:?}");
+    for command in commands.into_iter().filter(|name| !["help", "layer"].contains(name)) {
+        let help = fixture.ok(&[command, "--help"]);
+        assert!(help.contains("Examples:"), "{help}");
+    }
+}
+
+fn readme_has_the_exit_codes() {
+    let help = Fixture::new().ok(&["--help"]);
+    let codes: Vec<(&str, &str)> = help
+        .lines()
+        .skip_while(|line| *line != "Exit codes:")
+        .filter_map(|line| line.trim().split_once("  "))
+        .filter(|(code, _)| code.parse::<u8>().is_ok())
+        .collect();
+    assert_eq!(codes.len(), 11, "{codes:?}");
+    let readme =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    for (code, meaning) in codes {
+        let row = format!("| {code} | {meaning} |");
+        assert!(readme.contains(&row), "missing in the README: {row}");
+    }
+}
+
+fn a_wrong_command_line() {
+    let fixture = Fixture::new();
+    fixture.run(&[]).is_refused(&["Usage:"]);
+    fixture.run(&["unpack"]).is_refused(&["unpack"]);
+    fixture.run(&["ls", "--filter", "name=base"]).is_refused(&["name=base"]);
+    fixture.run(&["prepare", "a", "--label", "novalue"]).is_refused(&["novalue", "KEY=VALUE"]);
+    fixture.run(&["import", "x", "--platform", "linux"]).is_refused(&["linux", "--platform"]);
+    fixture.run(&["save", "x", "-o", "f", "--compress", "lz4"]).is_refused(&["lz4"]);
+    fixture.run(&["--driver", "aufs", "info"]).is_refused(&["aufs"]);
+    fixture.run(&["layer"]).is_refused(&["Usage:"]);
+    for command in [
+        "import", "save", "apply", "prepare", "view", "mounts", "mount", "umount", "commit",
+        "diff", "stat", "usage", "rm", "export",
+    ] {
+        fixture.run(&[command]).is_refused(&["required"]);
+    }
+    let not_utf8 = OsStr::from_bytes(b"k\xff");
+    let refused = Run::of(fixture.command(&["prepare"]).arg(not_utf8));
+    refused.is_refused(&["UTF-8"]);
+    assert!(!fixture.path("store").exists());
+
+    fixture.run(&["prepare", "a/../b"]).fails(2, &["a/../b"]);
+    fixture.run(&["prepare", ""]).fails(2, &["\"\""]);
+    fixture.run(&["export", "a", "--json"]).fails_with_object("usage", 2, "-o");
+}
+
+fn what_is_not_there() {
+    let fixture = Fixture::new();
+    fixture.ok(&["prepare", "a"]);
+    fixture.file("f", b"");
+    for arguments in [
+        &["mounts", "nobody"][..],
+        &["mount", "nobody", "."],
+        &["commit", "name", "nobody"],
+        &["commit", "name", "a", "--parent", "nobody"],
+        &["prepare", "b", "nobody"],
+        &["view", "b", "nobody"],
+        &["diff", "nobody"],
+        &["stat", "nobody"],
+        &["usage", "nobody"],
+        &["rm", "nobody"],
+        &["export", "nobody", "-o", "out"],
+        &["save", "nobody", "-o", "out"],
+        &["apply", "b", "nobody"],
+        &["import", "nobody"],
+        &["umount", "nobody"],
+        &["layer", "apply", "nobody"],
+    ] {
+        fixture.run(arguments).fails(4, &["nobody"]);
+    }
+    fixture.run_with_input(&["apply", "b", "--parent", "nobody"], &base()).fails(4, &["nobody"]);
+    assert_eq!(fixture.names("."), ["f", "store"], "no output was made");
+    assert_eq!(fixture.json(&["ls"])["snapshots"].as_array().unwrap().len(), 1);
+    fixture.is_clean();
+}
+
+fn only_writers_make_a_store() {
+    let fixture = Fixture::new();
+    let root = fixture.path("store");
+    for arguments in [
+        &["ls"][..],
+        &["check"],
+        &["gc"],
+        &["stat", "a"],
+        &["usage", "a"],
+        &["rm", "a"],
+        &["mounts", "a"],
+        &["diff", "a"],
+        &["commit", "b", "a"],
+        &["export", "a"],
+        &["save", "a", "-o", "out"],
+    ] {
+        fixture.run(arguments).fails(4, &[root.to_str().unwrap()]);
+    }
+    let info = fixture.json(&["info"]);
+    assert_eq!(info["format"], Value::Null);
+    assert_eq!(info["root"]["path"], root.to_str().unwrap());
+    assert_eq!(fixture.names("."), [""; 0]);
+
+    fixture.ok(&["prepare", "a"]);
+    let info = fixture.json(&["info"]);
+    assert!(info["format"].as_str().unwrap().starts_with("overlay-"), "{info}");
+    assert_eq!(info["driver"]["driver"], "overlay");
+    for feature in info["driver"]["features"].as_array().unwrap() {
+        assert!(feature["reason"].is_string() && feature["available"].is_boolean(), "{feature}");
+    }
+}
+
+fn a_name_that_is_taken() {
+    let fixture = Fixture::new();
+    fixture.run_with_input(&["apply", "taken"], &base()).ok();
+    fixture.ok(&["prepare", "a"]);
+    fixture.run(&["prepare", "taken"]).fails(5, &["taken"]);
+    fixture.run(&["view", "taken", "taken"]).fails(5, &["taken"]);
+    fixture.run(&["commit", "taken", "a"]).fails(5, &["taken"]);
+    fixture.run_with_input(&["apply", "taken"], &app()).fails(5, &["taken"]);
+    fs::create_dir(fixture.path("full")).unwrap();
+    fixture.file("full/f", b"");
+    fixture.run(&["save", "taken", "-o", "full"]).fails(5, &["full"]);
+    fixture.is_clean();
+}
+
+fn a_wrong_state() {
+    let fixture = Fixture::new();
+    fixture.run_with_input(&["apply", "base"], &base()).ok();
+    fixture.ok(&["prepare", "a", "base"]);
+    fixture.run(&["rm", "base"]).fails(6, &["base"]);
+    fixture.run(&["mounts", "base"]).fails(6, &["base"]);
+    fixture.run(&["commit", "b", "base"]).fails(6, &["base"]);
+    fixture.run(&["save", "a", "-o", "out"]).fails(6, &["\"a\""]);
+    // What went before the one that could not be removed is told.
+    fixture.ok(&["prepare", "b"]);
+    let run = fixture.run(&["rm", "b", "base", "a"]);
+    assert_eq!((run.code, run.out.as_slice()), (Some(6), &b"b\n"[..]));
+    fixture.ok(&["stat", "a"]);
+}
+
+impl Run {
+    /// It failed with this code, and an object on stderr.
+    #[track_caller]
+    fn fails_with_object(&self, kind: &str, code: i32, word: &str) {
+        assert_eq!(self.code, Some(code), "{}", self.err);
+        let object: Value = serde_json::from_str(&self.err).unwrap();
+        assert_eq!(object["error"]["kind"], kind, "{object}");
+        assert!(object["error"]["message"].as_str().unwrap().contains(word), "{object}");
+    }
+}
+
+fn json_is_one_value() {
+    let fixture = Fixture::new();
+    fixture.file("base.tar", &base());
+    let applied = fixture.json(&["apply", "base", "base.tar", "--label", "k=v=w"]);
+    assert_eq!(applied["entries"], 3);
+    let prepared = fixture.json(&["prepare", "a", "base"]);
+    assert_eq!((&prepared["kind"], &prepared["parent"]), (&"active".into(), &"base".into()));
+    assert_eq!(fixture.json(&["view", "v", "base"])["kind"], "view");
+    assert_eq!(fixture.json(&["mounts", "a"])[0]["type"], "overlay");
+    assert_eq!(fixture.json(&["diff", "a"]), serde_json::json!([]));
+    let committed = fixture.json(&["commit", "done", "a", "--label", "k=v"]);
+    assert_eq!((&committed["kind"], &committed["labels"]["k"]), (&"committed".into(), &"v".into()));
+    let stat = fixture.json(&["stat", "base"]);
+    assert_eq!(stat["labels"]["k"], "v=w");
+    assert_eq!(stat["diff_id"], applied["diff_id"]);
+    let created = stat["created"].as_str().unwrap();
+    assert!(created.starts_with("20") && created.ends_with('Z'), "{created}");
+    assert_eq!(fixture.json(&["usage", "base"]), stat["usage"]);
+    assert_eq!(fixture.json(&["export", "base", "-o", "out.tar"])["entries"], 4, "and the root");
+    let saved = fixture.json(&["save", "base", "-o", "image.tar"]);
+    let imported = fixture.json(&["import", "image.tar", "--name", "image"]);
+    assert_eq!(imported["manifest"], saved["manifest"]);
+    assert_eq!(fixture.json(&["stat", "image"]), imported);
+    let filtered = fixture.json(&["ls", "--filter", "kind==view"]);
+    assert_eq!(filtered["snapshots"][0]["key"], "v");
+    assert_eq!(filtered["images"], serde_json::json!([]));
+    assert_eq!(fixture.json(&["ls"])["images"][0], imported);
+    assert_eq!(fixture.json(&["gc"])["staging"], 0);
+    assert_eq!(fixture.json(&["check"])["problems"], serde_json::json!([]));
+    assert_eq!(fixture.json(&["rm", "v"])["removed"], serde_json::json!(["v"]));
+    fs::create_dir(fixture.path("tree")).unwrap();
+    let run = fixture.run_with_input(&["--json", "layer", "apply", "tree"], &base());
+    let unpacked: Value = serde_json::from_str(&run.ok()).unwrap();
+    assert_eq!(unpacked["diff_id"], applied["diff_id"]);
+
+    fixture.run(&["--json", "stat", "x"]).fails_with_object("not-found", 4, "\"x\"");
+    fixture.run(&["stat", "--json"]).fails_with_object("usage", 2, "required");
+}
+
+// --- layers ------------------------------------------------------------------------------------
+
+fn from_archive_to_archive() {
+    let fixture = Fixture::new();
+    let mut gzip = Command::new("gzip");
+    gzip.arg("-c").stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut gzip = gzip.spawn().unwrap();
+    gzip.stdin.take().unwrap().write_all(&base()).unwrap();
+    let compressed = gzip.wait_with_output().unwrap().stdout;
+    fixture.run_with_input(&["apply", "base"], &compressed).ok();
+    fixture.run_with_input(&["apply", "app", "--parent", "base", "-"], &app()).ok();
+    assert_eq!(fixture.ok(&["diff", "app"]), "A /app\nM /etc/motd\nD /etc/old\n");
+
+    let piped = fixture.run(&["export", "app"]);
+    assert_eq!((piped.code, piped.err.as_str()), (Some(0), ""));
+    fixture.ok(&["export", "app", "-o", "app.tar"]);
+    assert!(piped.out == fs::read(fixture.path("app.tar")).unwrap());
+    fixture.ok(&["apply", "again", "--parent", "base", "app.tar"]);
+    assert_eq!(fixture.ok(&["diff", "again"]), fixture.ok(&["diff", "app"]));
+    assert_eq!(fixture.names("."), ["app.tar", "store"], "nothing temporary");
+
+    let listing = fixture.ok(&["ls"]);
+    let lines: Vec<&str> = listing.lines().collect();
+    assert_eq!(lines.len(), 4, "{listing}");
+    assert!(lines[0].starts_with("KIND"), "{listing}");
+    assert_eq!(fixture.ok(&["rm", "again", "app", "base"]), "again\napp\nbase\n");
+    fixture.is_clean();
+}
+
+fn diff_gives_bytes() {
+    let fixture = Fixture::new();
+    let odd: &[(&[u8], &[u8])] = &[(b"a b", b""), (b"line\nfeed", b""), (b"not utf8 \xff", b"")];
+    fixture.run_with_input(&["apply", "odd"], &archive(odd)).ok();
+    let text = fixture.run(&["diff", "odd"]);
+    assert_eq!(text.out, b"A /a b\nA /line\nfeed\nA /not utf8 \xff\n");
+    let null = fixture.run(&["diff", "--null", "odd"]);
+    assert_eq!(null.out, b"A /a b\0A /line\nfeed\0A /not utf8 \xff\0");
+    let json = fixture.json(&["diff", "odd"]);
+    assert_eq!(json[0], serde_json::json!({ "kind": "A", "path": "/a b" }));
+    let bytes: Vec<u8> = serde_json::from_value(json[2]["path_bytes"].clone()).unwrap();
+    assert_eq!(OsString::from_vec(bytes), OsStr::from_bytes(b"/not utf8 \xff"));
+}
+
+fn garbage_leaves_nothing() {
+    let fixture = Fixture::new();
+    fs::create_dir(fixture.path("tree")).unwrap();
+    let before = fs::metadata(fixture.path("tree")).unwrap();
+    let garbage = b"this is no archive at all\n".repeat(100);
+    let truncated = &base()[..700];
+    let escaping = archive_with_raw_name(b"../escaped");
+    for (bad, what) in [(&garbage[..], "garbage"), (&escaping, ".."), (truncated, "truncated")] {
+        fixture.run_with_input(&["apply", "bad"], bad).fails(3, &[]);
+        fixture.is_clean();
+        fixture.run_with_input(&["layer", "apply", "tree"], bad).fails(3, &[]);
+        fixture.run_with_input(&["layer", "apply", "--overlay", "tree"], bad).fails(3, &[]);
+        fixture.file("bad.tar", bad);
+        fixture.run(&["import", "bad.tar"]).fails(3, &["bad.tar"]);
+        if what != "truncated" {
+            assert_eq!(fixture.names("tree"), [""; 0], "{what}");
+        }
+    }
+    assert_eq!(fs::metadata(fixture.path("tree")).unwrap().mode(), before.mode());
+    assert_eq!(fixture.names("."), ["bad.tar", "store", "tree"]);
+    assert_eq!(fixture.json(&["ls"])["snapshots"], serde_json::json!([]));
+}
+
+/// The `tar` crate does not write such names.
+fn archive_with_raw_name(name: &[u8]) -> Vec<u8> {
+    let mut header = tar::Header::new_gnu();
+    header.as_old_mut().name[..name.len()].copy_from_slice(name);
+    header.set_mode(0o644);
+    header.set_size(0);
+    header.set_cksum();
+    let mut archive = tar::Builder::new(Vec::new());
+    archive.append(&header, io::empty()).unwrap();
+    archive.into_inner().unwrap()
+}
+
+fn layer_apply() {
+    let fixture = Fixture::new();
+    for dir in ["tree", "below", "layer"] {
+        fs::create_dir(fixture.path(dir)).unwrap();
+    }
+    fixture.run_with_input(&["layer", "apply", "tree"], &base()).ok();
+    fixture.run_with_input(&["layer", "apply", "below"], &base()).ok();
+    fixture.run_with_input(&["layer", "apply", "tree"], &app()).ok();
+    assert_eq!(fixture.names("tree/etc"), ["motd"], "the whiteout deletes");
+    assert_eq!(fs::read(fixture.path("tree/etc/motd")).unwrap(), b"app");
+
+    fs::set_permissions(
+        fixture.path("below/etc"),
+        std::os::unix::fs::PermissionsExt::from_mode(0o750),
+    )
+    .unwrap();
+    let overlay = &["layer", "apply", "--overlay", "--parent", "below", "layer"];
+    fixture.run_with_input(overlay, &app()).ok();
+    let mark = fs::symlink_metadata(fixture.path("layer/etc/old")).unwrap();
+    assert_eq!((mark.mode() & 0o170_000, mark.rdev()), (0o020_000, 0), "a whiteout device");
+    let made = fs::metadata(fixture.path("layer/etc")).unwrap();
+    assert_eq!(made.mode() & 0o7777, 0o750, "the missing parent is as it is below");
+    assert!(!fixture.path("store").exists());
+}
+
+fn a_failed_export() {
+    let fixture = Fixture::new();
+    fixture.file("out.tar", b"old");
+    // No archive can hold a file of this name.
+    fixture.ok(&["prepare", "a"]);
+    let mounts = fixture.json(&["mounts", "a"]);
+    assert_eq!(mounts[0]["type"], "bind", "a snapshot without parents is one directory");
+    let dir = PathBuf::from(mounts[0]["source"].as_str().unwrap());
+    fs::write(dir.join(".wh.gone"), "").unwrap();
+    fixture.run(&["export", "a", "-o", "out.tar"]).fails(6, &[".wh.gone"]);
+    assert_eq!(fs::read(fixture.path("out.tar")).unwrap(), b"old");
+    assert_eq!(fixture.names("."), ["out.tar", "store"]);
+    fixture.run(&["export", "a", "-o", "."]).fails(2, &["\".\""]);
+    fixture.run(&["export", "a", "-o", "no/where"]).fails(4, &["no/where"]);
+}
+
+fn a_reader_that_goes() {
+    let fixture = Fixture::new();
+    let big = vec![7; 1 << 20];
+    fixture.run_with_input(&["apply", "big"], &archive(&[(b"f", &big)])).ok();
+    for arguments in [&["export", "big"][..], &["save", "big", "-o", "-", "--compress", "none"]] {
+        let mut child = piped(&mut fixture.command(arguments));
+        let mut first = [0; 512];
+        child.stdout.take().unwrap().read_exact(&mut first).unwrap();
+        let run = Run::from(child.wait_with_output().unwrap());
+        assert_eq!((run.code, run.err.as_str()), (Some(141), ""), "{arguments:?}");
+    }
+    // Output that is written at once, when nobody has been there from the start.
+    for arguments in [&["ls"][..], &["--help"], &["--json", "info"], &["diff", "big"]] {
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        let run = Run::of(fixture.command(arguments).stdout(writer));
+        // `output` pipes only what was not set.
+        assert_eq!((run.code, run.err.as_str()), (Some(141), ""), "{arguments:?}");
+    }
+}
+
+// --- images ------------------------------------------------------------------------------------
+
+fn images_in_and_out() {
+    let fixture = Fixture::new();
+    image(&fixture.path("in.tar"), Some("name:tag"), &[base(), app()]);
+    assert_eq!(fixture.ok(&["import", "in.tar"]), "name:tag\n");
+    image(&fixture.path("nameless.oci.tar"), None, &[base()]);
+    assert_eq!(fixture.ok(&["import", "nameless.oci.tar"]), "nameless.oci\n");
+    assert_eq!(fixture.json(&["ls"])["snapshots"].as_array().unwrap().len(), 2, "shared");
+    fixture.run(&["import", "in.tar", "--ref", "other"]).fails(4, &["other"]);
+    fixture.run(&["import", "in.tar", "--platform", "plan9/z80"]).fails(4, &["plan9/z80"]);
+
+    let saved = fixture.ok(&["save", "name:tag", "-o", "out.tar"]);
+    assert_eq!(saved, fixture.ok(&["save", "name:tag", "-o", "dir/"]));
+    for compress in ["none", "zstd"] {
+        let run = fixture.run(&["save", "name:tag", "-o", "-", "--compress", compress]);
+        assert_eq!((run.code, run.err.as_str()), (Some(0), ""));
+        let name = format!("piped-{compress}");
+        fixture.run_with_input(&["import", "-", "--name", &name], &run.out).ok();
+    }
+    assert_eq!(fixture.ok(&["import", "out.tar", "--name", "file"]), "file\n");
+    assert_eq!(fixture.ok(&["import", "dir"]), "name:tag\n");
+    let layers = |name| fixture.json(&["stat", name])["layers"].clone();
+    for name in ["file", "piped-none", "piped-zstd"] {
+        assert_eq!(layers(name), layers("name:tag"), "{name}");
+    }
+    assert_eq!(fixture.names("."), ["dir", "in.tar", "nameless.oci.tar", "out.tar", "store"]);
+    fixture.ok(&["rm", "name:tag", "file", "piped-none", "piped-zstd", "nameless.oci"]);
+    // Those of the first image of that name, which another replaced.
+    let freed = fixture.ok(&["gc"]);
+    assert!(freed.starts_with("freed 2 layers that no image needs\n"), "{freed}");
+    let left = fixture.json(&["ls"])["snapshots"].clone();
+    assert_eq!(left.as_array().unwrap().len(), 0, "{left}");
+}
+
+fn an_images_name() {
+    let fixture = Fixture::new();
+    image(&fixture.path("in.tar"), Some("image"), &[base(), app()]);
+    fixture.ok(&["import", "in.tar"]);
+    let layers = fixture.json(&["stat", "image"])["layers"].clone();
+    assert_eq!(fixture.json(&["prepare", "a", "image"])["parent"], layers[1]);
+    assert_eq!(fixture.ok(&["diff", "image"]), "A /app\nM /etc/motd\nD /etc/old\n");
+    fixture.ok(&["export", "image", "-o", "top.tar"]);
+    let sum: u64 = [0, 1]
+        .map(|i| fixture.json(&["usage", layers[i].as_str().unwrap()])["inodes"].as_u64().unwrap())
+        .into_iter()
+        .sum();
+    assert_eq!(fixture.json(&["usage", "image"])["inodes"], sum, "of all layers");
+    // A snapshot of the same name is meant first.
+    fixture.ok(&["prepare", "image"]);
+    assert_eq!(fixture.json(&["stat", "image"])["kind"], "active");
+    assert_eq!(fixture.ok(&["rm", "image"]), "image\n");
+    assert_eq!(fixture.json(&["stat", "image"])["kind"], "image");
+    // `a` needs both layers.
+    assert_eq!(fixture.ok(&["rm", "image"]), "image\n");
+
+    image(&fixture.path("empty.tar"), Some("empty"), &[]);
+    fixture.ok(&["import", "empty.tar"]);
+    assert_eq!(fixture.json(&["prepare", "b", "empty"])["parent"], Value::Null);
+    fixture.run(&["diff", "empty"]).fails(2, &["empty"]);
+}
+
+// --- signals -----------------------------------------------------------------------------------
+
+fn interrupt(child: &Child) {
+    let pid = rustix::process::Pid::from_child(child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+}
+
+fn a_signal_rolls_back() {
+    let fixture = Fixture::new();
+    fixture.ok(&["prepare", "a"]);
+    // More than all buffers on the way hold: once it is written, the layer is being unpacked.
+    let part = archive(&[(b"f", &vec![7; 16 << 20])]);
+    let mut child = piped(&mut fixture.command(&["apply", "big"]));
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(&part[..8 << 20]).unwrap();
+    assert_eq!(fixture.names("store/staging").len(), 1, "it is at it");
+    interrupt(&child);
+    // The pipe stays open: nothing but the signal ends it.
+    Run::from(child.wait_with_output().unwrap()).fails(130, &["interrupted"]);
+    drop(stdin);
+    fixture.run(&["stat", "big"]).fails(4, &["big"]);
+    fixture.is_clean();
+
+    let many: Vec<_> = (0..100_000).map(|i| format!("d/{i}")).collect();
+    let many: Vec<(&[u8], &[u8])> = many.iter().map(|name| (name.as_bytes(), &b""[..])).collect();
+    image(&fixture.path("in.tar"), Some("image"), &[base(), archive(&many)]);
+    let child = piped(&mut fixture.command(&["import", "in.tar"]));
+    // Until the second layer has come some way; the rest takes very much longer than to see it.
+    let staged = |dir: &Path| fs::read_dir(dir.join("fs/d")).is_ok_and(|d| d.count() > 100);
+    while !fixture
+        .names("store/staging")
+        .iter()
+        .any(|name| staged(&fixture.path("store/staging").join(name)))
+    {
+        std::thread::yield_now();
+    }
+    interrupt(&child);
+    Run::from(child.wait_with_output().unwrap()).fails(130, &["interrupted"]);
+    let listing = fixture.json(&["ls"]);
+    assert_eq!(listing["snapshots"].as_array().unwrap().len(), 1, "{listing}");
+    assert_eq!(listing["images"], serde_json::json!([]));
+    fixture.is_clean();
+}
+
+fn a_signal_while_waiting() {
+    let fixture = Fixture::new();
+    fixture.ok(&["prepare", "a"]);
+    let mut child = piped(&mut fixture.command(&["--verbose", "import", "-", "--name", "image"]));
+    let mut stdin = child.stdin.take().unwrap();
+    // Read, so the program is past taking signals over.
+    stdin.write_all(&vec![0; 4 << 20]).unwrap();
+    interrupt(&child);
+    let output = child.wait_with_output().unwrap();
+    drop(stdin);
+    assert_eq!(output.status.code(), Some(130));
+    fixture.is_clean();
+}
+
+// --- damage, roots, mounts ---------------------------------------------------------------------
+
+fn damage_is_found() {
+    let fixture = Fixture::new();
+    fixture.run_with_input(&["apply", "base"], &base()).ok();
+    fixture.is_clean();
+    let snapshots = fixture.path("store/snapshots");
+    let only = fs::read_dir(&snapshots).unwrap().next().unwrap().unwrap().path();
+    fs::remove_file(only.join("fs/etc/old")).unwrap();
+    let run = fixture.run(&["check"]);
+    assert_eq!(run.code, Some(1), "{}", run.err);
+    assert_eq!(run.err, "stratafs: the store has a problem\n");
+    assert!(
+        String::from_utf8(run.out).unwrap().starts_with("snapshot \"base\": "),
+        "names the snapshot"
+    );
+    let run = fixture.run(&["--json", "check"]);
+    run.fails_with_object("corrupt", 1, "problem");
+    let report: Value = serde_json::from_slice(&run.out).unwrap();
+    assert_eq!(report["problems"][0]["object"], "snapshot \"base\"");
+}
+
+fn the_default_root() {
+    let fixture = Fixture::new();
+    let run = |variables: &[(&str, &OsStr)]| {
+        let mut command = Command::new(PROGRAM);
+        command.args(["prepare", "a"]).env_remove("HOME").env_remove("XDG_DATA_HOME");
+        command.envs(variables.iter().copied());
+        Run::of(&mut command)
+    };
+    let (data, home) = (fixture.path("data"), fixture.path("home"));
+    for dir in [&data, &home.join(".local/share")] {
+        fs::create_dir_all(dir).unwrap();
+    }
+    run(&[("XDG_DATA_HOME", data.as_os_str()), ("HOME", home.as_os_str())]).ok();
+    assert!(data.join("stratafs/format").exists());
+    run(&[("XDG_DATA_HOME", OsStr::new("relative")), ("HOME", home.as_os_str())]).ok();
+    assert!(home.join(".local/share/stratafs/format").exists());
+    run(&[]).fails(2, &["--root"]);
+}
+
+fn mounts_until_umount() {
+    let fixture = Fixture::new();
+    fixture.run_with_input(&["apply", "base"], &base()).ok();
+    fixture.ok(&["prepare", "a", "base"]);
+    fs::create_dir(fixture.path("mnt")).unwrap();
+    fixture.run(&["umount", "mnt"]).fails(4, &["mnt"]);
+    fixture.ok(&["mount", "a", "mnt"]);
+    let unmount = Unmount(&fixture);
+    assert_eq!(fs::read(fixture.path("mnt/etc/motd")).unwrap(), b"base");
+    fs::remove_file(fixture.path("mnt/etc/old")).unwrap();
+    fs::write(fixture.path("mnt/new"), "").unwrap();
+    fixture.run(&["mount", "a", "mnt"]).fails(6, &["\"a\""]);
+    fixture.run(&["rm", "a"]).fails(6, &["\"a\""]);
+    let open = File::open(fixture.path("mnt/new")).unwrap();
+    fixture.run(&["umount", "mnt"]).fails(6, &["mnt"]);
+    drop(open);
+    drop(unmount);
+    assert!(!fixture.path("mnt/etc").exists());
+    assert_eq!(fixture.ok(&["diff", "a"]), "D /etc/old\nA /new\n");
+    fixture.ok(&["rm", "a"]);
+    fixture.is_clean();
+}
+
+/// So that a failed assertion leaves no mount.
+struct Unmount<'a>(&'a Fixture);
+
+impl Drop for Unmount<'_> {
+    fn drop(&mut self) {
+        let run = self.0.run(&["umount", "mnt"]);
+        assert!(run.code == Some(0) || std::thread::panicking(), "{}", run.err);
+    }
+}
