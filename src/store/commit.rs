@@ -32,6 +32,8 @@ impl Store {
         let settled = self.inspect(&row, progress)?;
         // While it is mounted it may change again.
         if hold.is_some() {
+            // The note must not outlive a power cut that loses what it is about.
+            self.waits.sync_files(&self.layout.root)?;
             self.durably(|tx| match tx.find(key)? {
                 Some(now) if now.id == row.id => tx.set_settled(row.id, Some(settled)),
                 _ => Err(gone(key)),

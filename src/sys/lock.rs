@@ -14,10 +14,29 @@ pub(crate) enum Sharing {
     Exclusive,
 }
 
-/// A held lock; dropping it releases.
+/// A held lock; dropping it releases, at once: a child that another thread is just starting has copies
+/// of all descriptors until it executes, and they would keep the lock. Dropped in a child after fork it
+/// does nothing, since the lock is the parent's.
 #[derive(Debug)]
 pub(crate) struct Flock {
     fd: OwnedFd,
+    process: u32,
+}
+
+impl Flock {
+    fn of(fd: OwnedFd) -> Flock {
+        Flock { fd, process: std::process::id() }
+    }
+}
+
+impl Drop for Flock {
+    fn drop(&mut self) {
+        if self.process == std::process::id()
+            && let Err(e) = rustix::fs::flock(&self.fd, FlockOperation::Unlock)
+        {
+            tracing::warn!(error = %e, "a lock is released when its descriptor is closed, not before");
+        }
+    }
 }
 
 impl AsFd for Flock {
@@ -33,7 +52,7 @@ pub(crate) fn try_lock(fd: OwnedFd, sharing: Sharing) -> io::Result<Result<Flock
         Sharing::Exclusive => FlockOperation::NonBlockingLockExclusive,
     };
     match rustix::fs::flock(&fd, operation) {
-        Ok(()) => Ok(Ok(Flock { fd })),
+        Ok(()) => Ok(Ok(Flock::of(fd))),
         Err(Errno::WOULDBLOCK) => Ok(Err(fd)),
         Err(e) => Err(e.into()),
     }
@@ -47,7 +66,7 @@ pub(crate) fn lock(fd: OwnedFd, sharing: Sharing) -> io::Result<Flock> {
     };
     loop {
         match rustix::fs::flock(&fd, operation) {
-            Ok(()) => return Ok(Flock { fd }),
+            Ok(()) => return Ok(Flock::of(fd)),
             Err(Errno::INTR) => {}
             Err(e) => return Err(e.into()),
         }
@@ -57,6 +76,18 @@ pub(crate) fn lock(fd: OwnedFd, sharing: Sharing) -> io::Result<Flock> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_released_lock_is_free_though_a_descriptor_was_copied_by_a_fork() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let open = || OwnedFd::from(file.reopen().unwrap());
+        let held = try_lock(open(), Sharing::Exclusive).unwrap().unwrap();
+        // As fork copies it: the same open file.
+        let copied = held.as_fd().try_clone_to_owned().unwrap();
+        drop(held);
+        assert!(try_lock(open(), Sharing::Exclusive).unwrap().is_ok());
+        drop(copied);
+    }
 
     #[test]
     fn an_exclusive_lock_excludes_and_ends_with_its_guard() {
