@@ -4,8 +4,8 @@
 //! [`HELD`] keep their descriptor, the others are opened again by `..` on the way up, and must then
 //! still be the inode that was left. No symlink is followed.
 //!
-//! A directory that its owner may not read, write or search is given these rights while the walk is
-//! in or below it, and gets its mode back when the walk leaves: ordinary users own such layers too.
+//! A directory that its owner lacks the rights to is given them while the walk is in or below it, and
+//! gets its mode back when the walk leaves: ordinary users own such layers too.
 
 use std::io;
 use std::sync::Arc;
@@ -18,12 +18,22 @@ use crate::sys::stat::Stat;
 /// How many directories of one walk stay open, beside the root and the last.
 const HELD: usize = 48;
 
-/// The rights without which an owner cannot work in a directory.
+/// All rights of an owner.
 const OWNER: u32 = 0o700;
+
+/// What a walk is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To look: modes are left alone unless this process may not list or search a directory.
+    Look,
+    /// To make and remove names.
+    Change,
+}
 
 /// A walk, with a value of `T` for each directory on the way.
 #[derive(Debug)]
 pub(crate) struct Descent<T> {
+    purpose: Purpose,
     root: Level<T>,
     root_dir: Arc<Dir>,
     below: Vec<(Name, Level<T>)>,
@@ -44,11 +54,12 @@ pub(crate) struct Level<T> {
 
 impl<T: Default> Descent<T> {
     /// Stands at `root`.
-    pub(crate) fn new(root: Dir) -> io::Result<Self> {
+    pub(crate) fn new(root: Dir, purpose: Purpose) -> io::Result<Self> {
         let stat = root.stat()?;
-        let mode = open_up(&root, &stat)?;
+        let mode = open_up(&root, &stat, purpose)?;
         let root = Arc::new(root);
         Ok(Descent {
+            purpose,
             root: Level { stat, mode, data: T::default(), dir: None },
             current: Arc::clone(&root),
             root_dir: root,
@@ -109,7 +120,7 @@ impl<T: Default> Descent<T> {
         };
         let stat = child.stat()?;
         let mode = match before {
-            None => open_up(&child, &stat)?,
+            None => open_up(&child, &stat, self.purpose)?,
             some => some,
         };
         let child = Arc::new(child);
@@ -146,9 +157,9 @@ impl<T: Default> Descent<T> {
     }
 }
 
-/// Gives the owner all rights if they are missing; returns the mode to restore.
-fn open_up(dir: &Dir, stat: &Stat) -> io::Result<Option<u32>> {
-    if stat.mode & OWNER == OWNER {
+/// Gives the owner all rights if they are missing and needed; returns the mode to restore.
+fn open_up(dir: &Dir, stat: &Stat, purpose: Purpose) -> io::Result<Option<u32>> {
+    if stat.mode & OWNER == OWNER || (purpose == Purpose::Look && may_search(dir, stat)?) {
         return Ok(None);
     }
     match dir::fchmod(dir, stat.mode | OWNER) {
@@ -156,6 +167,18 @@ fn open_up(dir: &Dir, stat: &Stat) -> io::Result<Option<u32>> {
         // Somebody else's: what may be done in it will be seen.
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(None),
         Err(e) => Err(e),
+    }
+}
+
+/// Whether this process may look up names in an open directory.
+fn may_search(dir: &Dir, stat: &Stat) -> io::Result<bool> {
+    if stat.mode & 0o500 == 0o500 {
+        return Ok(true);
+    }
+    let any = Name::new("any").map_err(io::Error::other)?;
+    match dir.try_stat_at(&any) {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(false),
+        looked => looked.map(|_| true),
     }
 }
 
@@ -171,7 +194,8 @@ mod tests {
     #[test]
     fn depth_costs_no_descriptors_and_the_way_back_is_the_same() {
         let tmp = tempfile::tempdir().unwrap();
-        let mut walk: Descent<()> = Descent::new(Dir::open(tmp.path()).unwrap()).unwrap();
+        let mut walk: Descent<()> =
+            Descent::new(Dir::open(tmp.path()).unwrap(), Purpose::Change).unwrap();
         let mut inodes = vec![walk.level().stat.ino];
         for _ in 0..1500 {
             walk.dir().make_dir(&name("d"), 0o700).unwrap();
@@ -193,7 +217,8 @@ mod tests {
         let closed = tmp.path().join("closed");
         std::fs::create_dir(&closed).unwrap();
         std::fs::set_permissions(&closed, PermissionsExt::from_mode(0o1010)).unwrap();
-        let mut walk: Descent<()> = Descent::new(Dir::open(tmp.path()).unwrap()).unwrap();
+        let mut walk: Descent<()> =
+            Descent::new(Dir::open(tmp.path()).unwrap(), Purpose::Change).unwrap();
         walk.enter(&name("closed")).unwrap();
         walk.dir().make_dir(&name("inside"), 0o700).unwrap();
         walk.leave().unwrap();
@@ -202,11 +227,20 @@ mod tests {
     }
 
     #[test]
+    fn who_may_look_leaves_modes_alone() {
+        let tmp = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(tmp.path(), PermissionsExt::from_mode(0o500)).unwrap();
+        let root = Dir::open(tmp.path()).unwrap();
+        let walk: Descent<()> = Descent::new(root, Purpose::Look).unwrap();
+        assert_eq!((walk.level().mode, walk.dir().stat().unwrap().mode), (None, 0o500));
+    }
+
+    #[test]
     fn links_are_not_entered() {
         let tmp = tempfile::tempdir().unwrap();
         let dir = Dir::open(tmp.path()).unwrap();
         dir.symlink(b"/etc", &name("link")).unwrap();
-        let mut walk: Descent<()> = Descent::new(dir).unwrap();
+        let mut walk: Descent<()> = Descent::new(dir, Purpose::Look).unwrap();
         assert!(walk.enter(&name("link")).is_err());
         assert_eq!(walk.depth(), 0);
     }

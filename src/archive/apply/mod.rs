@@ -35,6 +35,8 @@ mod breakout_tests;
 #[cfg(test)]
 mod mark_tests;
 #[cfg(test)]
+mod random_tests;
+#[cfg(test)]
 mod test_archive;
 #[cfg(test)]
 mod tests;

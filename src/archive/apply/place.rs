@@ -300,7 +300,7 @@ impl Unpack<'_> {
         let dir = self.target.dir();
         let there = dir.try_stat_at(name).at("read attributes of", path)?;
         if !there.is_some_and(|there| there.same_inode(&stat)) {
-            self.make(name, path, "make hard link", |dir| old_dir.hard_link(&old, dir, name))
+            self.make(name, path, "make hard link", |dir| link_from(&old_dir, &old, dir, name))
                 .map_err(|e| match e.kind() {
                     ErrorKind::NotFound => bad("which it replaces"),
                     _ => e,
@@ -358,5 +358,22 @@ impl Unpack<'_> {
         }
         self.buffer = buffer;
         Ok(())
+    }
+}
+
+/// Makes a hard link, from a directory that may be closed to its owner by now.
+fn link_from(old_dir: &Dir, old: &Name, dir: &Dir, name: &Name) -> io::Result<()> {
+    match old_dir.hard_link(old, dir, name) {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            let mode = old_dir.stat()?.mode;
+            if mode & PRIVATE_DIR == PRIVATE_DIR {
+                return Err(e);
+            }
+            dir::fchmod(old_dir, mode | PRIVATE_DIR)?;
+            let linked = old_dir.hard_link(old, dir, name);
+            dir::fchmod(old_dir, mode)?;
+            linked
+        }
+        linked => linked,
     }
 }

@@ -44,6 +44,7 @@ pub(super) struct Metered<'a, R> {
     bytes: u64,
     max_bytes: u64,
     max_ratio: u64,
+    ratio_from: u64,
     /// Bytes of input read.
     read: &'a Cell<u64>,
 }
@@ -55,6 +56,7 @@ impl<'a, R: Read> Metered<'a, R> {
             bytes: 0,
             max_bytes: limits.max_unpacked_bytes,
             max_ratio: limits.max_ratio,
+            ratio_from: RATIO_FROM,
             read,
         }
     }
@@ -76,7 +78,7 @@ impl<R: Read> Read for Metered<'_, R> {
             return Err(over(format!("the archive is over the limit max_unpacked_bytes of {max}")));
         }
         let ratio = self.max_ratio.saturating_mul(self.read.get());
-        if bytes > RATIO_FROM && bytes > ratio {
+        if bytes > self.ratio_from && bytes > ratio {
             let max = self.max_ratio;
             return Err(over(format!(
                 "the archive is over {max} times as large as its compressed form, the limit max_ratio"
@@ -88,4 +90,25 @@ impl<R: Read> Read for Metered<'_, R> {
 
 fn over(message: String) -> io::Error {
     Error::new(ErrorKind::LimitExceeded, message).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ratio_counts_only_once_enough_came_out() {
+        for (out, from, fails) in
+            [(90_000, 50_000, true), (90_000, 100_000, false), (40_000, 0, false)]
+        {
+            let read = Cell::new(100);
+            let limits = ApplyLimits { max_ratio: 500, ..ApplyLimits::default() };
+            let mut stream = Metered::new(io::repeat(0).take(out), &limits, &read);
+            stream.ratio_from = from;
+            match io::copy(&mut stream, &mut io::sink()) {
+                Ok(n) => assert!(!fails && n == out, "{out}"),
+                Err(e) => assert!(fails && e.to_string().contains("max_ratio"), "{e}"),
+            }
+        }
+    }
 }

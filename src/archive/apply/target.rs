@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use super::Unpack;
 use super::refuse;
 use crate::error::{IoContext, Result};
-use crate::layer::descent::Descent;
+use crate::layer::descent::{Descent, Purpose};
 use crate::layer::marks::{self, DotWh};
 use crate::path::{Name, RelPath};
 use crate::sys::dir::{self, Dir};
@@ -90,7 +90,7 @@ enum Turn {
 
 impl Target {
     pub(super) fn new(root: Dir) -> io::Result<Self> {
-        Ok(Target { walk: Descent::new(root)?, written: None })
+        Ok(Target { walk: Descent::new(root, Purpose::Change)?, written: None })
     }
 
     /// The directory where it stands.

@@ -144,7 +144,8 @@ pub(super) fn scratch() -> tempfile::TempDir {
 
 /// Whether this process may set owners and make devices, by whom its files belong to.
 pub(super) fn is_root() -> bool {
-    scratch().path().metadata().unwrap().uid() == 0
+    static ROOT: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *ROOT.get_or_init(|| scratch().path().metadata().unwrap().uid() == 0)
 }
 
 /// What this process can do.
