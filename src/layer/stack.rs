@@ -121,6 +121,12 @@ impl LayerStack {
 }
 
 impl MergedDir {
+    /// Its path in the union.
+    #[cfg(test)]
+    pub(crate) fn path(&self) -> &RelPath {
+        &self.path
+    }
+
     /// What the union shows here under `name`.
     pub(crate) fn lookup(&self, name: &Name) -> Result<Option<Visible>> {
         for part in &self.parts {
