@@ -64,8 +64,11 @@ fn removable(tx: &super::Tx<'_>, row: &super::metadata::Row) -> Result<()> {
     let children = tx.children(row.id)?;
     if let Some(first) = children.first() {
         return refuse(format!(
-            "snapshot {key:?} has {} children, {first:?} among them: remove them first",
-            children.len()
+            "snapshot {key:?} is the parent of {first:?}{}: remove that first",
+            match children.len() {
+                1 => String::new(),
+                n => format!(" and {} more", n - 1),
+            }
         ));
     }
     if let Some(image) = tx.images_of(row.id)?.first() {

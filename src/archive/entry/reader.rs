@@ -16,7 +16,7 @@
 //! - **Trailing slashes** are for directories. The v7 type NUL with one is a directory; type `0` with
 //!   one is refused (GNU tar makes a directory, Go a file).
 //! - **The end** is two zero blocks, or the end of input at a block's boundary with at most one zero
-//!   block before it. A lone zero block with more behind it is refused (GNU tar stops, Go fails).
+//!   block before it, or right behind the last entry's content, without its padding. A lone zero block with more behind it is refused (GNU tar stops, Go fails).
 //!   What follows the two blocks is not looked at.
 //! - Unknown types, volume labels, multi-volume parts and dump directories are refused.
 //!
@@ -430,9 +430,19 @@ impl<R: Read> EntryReader<R> {
     }
 
     fn skip_content(&mut self) -> Result<()> {
-        self.remaining += self.padding;
-        self.padding = 0;
-        io::copy(&mut self.content(), &mut io::sink()).map(drop).map_err(|e| self.failed(e))
+        io::copy(&mut self.content(), &mut io::sink()).map(drop).map_err(|e| self.failed(e))?;
+        let mut padding = [0; BLOCK];
+        while self.padding > 0 {
+            let most = usize::try_from(self.padding).unwrap_or(BLOCK).min(BLOCK);
+            match self.source.read(padding.get_mut(..most).unwrap_or_default()) {
+                // The last entry is whole without it; some writers leave it out.
+                Ok(0) => self.padding = 0,
+                Ok(n) => self.padding = self.padding.saturating_sub(n as u64),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(self.failed(e)),
+            }
+        }
+        Ok(())
     }
 
     fn refuse(&self, reason: impl Into<Reason>) -> Error {

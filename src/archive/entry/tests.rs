@@ -156,8 +156,13 @@ fn skips_content_that_nobody_read() {
 #[test]
 fn a_truncated_archive_never_looks_like_a_short_file() {
     let archive = [plain("f", b'0', 600), padded(&[b'x'; 600])].concat();
-    for len in 513..archive.len() {
+    let whole = 512 + 600;
+    for len in 513..whole {
         assert_refused("truncated", &archive[..len]);
+    }
+    // Only padding is missing.
+    for len in whole..archive.len() {
+        assert_eq!(read(&archive[..len]).unwrap().len(), 1);
     }
     let mut reader = reader(&archive[..600]);
     reader.next().unwrap();

@@ -132,7 +132,7 @@ impl Metadata {
             if is_fatal(&e) {
                 self.poisoned.store(true, Ordering::Release);
             }
-            e.with_path_if_none(&self.path)
+            if is_sqlites(&e) { e.with_path_if_none(&self.path) } else { e }
         })
     }
 
@@ -203,13 +203,19 @@ fn failure(op: &'static str, e: rusqlite::Error) -> Error {
     Error::new(kind, format!("cannot {op}")).with_source(e)
 }
 
+/// SQLite's own error, where that is the cause.
+fn cause(e: &Error) -> Option<&rusqlite::Error> {
+    use std::error::Error as _;
+    e.source().and_then(|source| source.downcast_ref())
+}
+
+fn is_sqlites(e: &Error) -> bool {
+    cause(e).is_some()
+}
+
 /// Whether the handle must not be used after this.
 fn is_fatal(e: &Error) -> bool {
-    use std::error::Error as _;
-    let code = e
-        .source()
-        .and_then(|source| source.downcast_ref::<rusqlite::Error>())
-        .and_then(rusqlite::Error::sqlite_error_code);
+    let code = cause(e).and_then(rusqlite::Error::sqlite_error_code);
     matches!(
         code,
         Some(ErrorCode::SystemIoFailure | ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
