@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::MetadataExt as _;
@@ -785,14 +785,22 @@ fn mounts_until_umount() {
     fixture.run(&["umount", "mnt"]).fails(4, &["mnt"]);
     fixture.ok(&["mount", "a", "mnt"]);
     let unmount = Unmount(&fixture);
-    assert_eq!(fs::read(fixture.path("mnt/etc/motd")).unwrap(), b"base");
-    fs::remove_file(fixture.path("mnt/etc/old")).unwrap();
-    fs::write(fixture.path("mnt/new"), "").unwrap();
+    // By other processes: a file that is open in this one is, for a moment, open in what the tests
+    // beside this one start, too.
+    let inside = |script: &str| {
+        let mut shell = Command::new("sh");
+        shell.args(["-euc", script]).current_dir(fixture.path("mnt"));
+        shell.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
+    };
+    let output = inside("cat etc/motd; rm etc/old; : > new").wait_with_output().unwrap();
+    assert_eq!((output.status.code(), &output.stdout[..]), (Some(0), &b"base"[..]));
     fixture.run(&["mount", "a", "mnt"]).fails(6, &["\"a\""]);
     fixture.run(&["rm", "a"]).fails(6, &["\"a\""]);
-    let open = File::open(fixture.path("mnt/new")).unwrap();
+    let mut user = inside("echo here; read line");
+    user.stdout.take().unwrap().read_exact(&mut [0; 5]).unwrap();
     fixture.run(&["umount", "mnt"]).fails(6, &["mnt"]);
-    drop(open);
+    drop(user.stdin.take());
+    user.wait().unwrap();
     drop(unmount);
     assert!(!fixture.path("mnt/etc").exists());
     assert_eq!(fixture.ok(&["diff", "a"]), "D /etc/old\nA /new\n");
