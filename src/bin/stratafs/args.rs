@@ -9,8 +9,9 @@ use stratafs::{Filter, Platform};
 /// Part of `--help`, and of the README; `failure.rs` is where the codes come from.
 const EXIT_CODES: &str = "\
 Names:
-  KEY, PARENT and NAME are those of snapshots. Where a snapshot is wanted and there is none of that
-  name, an image's name stands for its topmost layer. `stat`, `usage` and `rm` take the image itself.
+  KEY, PARENT and NAME are those of snapshots. Where a snapshot is wanted and there is none
+  of that name, an image's name stands for its topmost layer; but `stat`, `usage` and `rm`
+  take the image itself.
 
 JSON:
   With --json a command prints one JSON value on stdout, and if it fails, an object
@@ -78,7 +79,7 @@ pub(crate) enum Command {
   skopeo copy docker://docker.io/library/alpine:3 oci-archive:alpine.tar
   stratafs import alpine.tar --name alpine
   stratafs import layout-dir --ref 3.20 --platform linux/arm64
-  zcat alpine.tar.gz | stratafs import - --name alpine")]
+  stratafs import - --name alpine < alpine.tar.gz")]
     Import(Import),
 
     /// Write an image as an OCI layout
@@ -224,7 +225,8 @@ pub(crate) struct Key {
 
 #[derive(Debug, Args)]
 pub(crate) struct Import {
-    /// An OCI layout: a directory, a tar file, or - for a tar on standard input
+    /// An OCI layout: a directory, a tar file, or - for standard input with a tar, which may be
+    /// compressed
     pub(crate) image: PathBuf,
     /// What to call it in the store. Default: the name in the layout, else the file's
     #[arg(long)]

@@ -58,7 +58,10 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     match commands::run(&context, arguments.command) {
         // Reading from a pipe fails when a signal comes, whatever the library makes of it.
-        Err(_) if interrupt.is_raised() => Err(Failure::Interrupted),
+        Err(failure) if interrupt.is_raised() => {
+            tracing::info!(%failure, "stopped by a signal");
+            Err(Failure::Interrupted)
+        }
         done => done,
     }
 }

@@ -19,8 +19,9 @@ pub(crate) struct Reporter {
 impl Reporter {
     pub(crate) fn new(interrupt: Interrupt) -> Reporter {
         let bar = io::stderr().is_terminal().then(|| {
-            // Redrawn ten times a second at most, however often it is told.
+            // Redrawn ten times a second at most, however often it is told; first by `step`.
             ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10))
+                .with_style(style(None))
         });
         Reporter { interrupt, bar, shown: None }
     }
@@ -31,18 +32,18 @@ impl Reporter {
             return ControlFlow::Break(());
         }
         if let Some(bar) = &self.bar {
+            bar.set_message(message(progress));
             let shape = (progress.phase, progress.total_bytes);
             if self.shown != Some(shape) {
                 self.shown = Some(shape);
-                bar.reset();
                 bar.set_style(style(progress.total_bytes));
+                bar.reset();
                 match progress.total_bytes {
                     Some(total) => bar.set_length(total),
                     None => bar.unset_length(),
                 }
             }
             bar.set_position(progress.bytes);
-            bar.set_message(message(progress));
         }
         ControlFlow::Continue(())
     }

@@ -83,7 +83,9 @@ pub(super) fn rm(context: &Context, args: &args::Rm) -> Result {
     let mut removed = Vec::new();
     let outcome = args.names.iter().try_for_each(|name| remove(&store, name, &mut removed));
     // What is gone is gone, even if another could not be removed.
-    context.print(&Removed { removed })?;
+    if outcome.is_ok() || !removed.is_empty() {
+        context.print(&Removed { removed })?;
+    }
     outcome
 }
 
@@ -222,25 +224,26 @@ struct Listing {
 
 impl Report for Listing {
     fn text(&self, out: &mut dyn Write) -> io::Result<()> {
-        let heading = ["KIND", "NAME", "PARENT", "SIZE", "CREATED"].map(str::to_owned);
+        let heading = ["KIND", "SIZE", "CREATED", "NAME", "PARENT"].map(str::to_owned);
         let snapshots = self.snapshots.iter().map(|snapshot| {
             [
                 snapshot.kind.to_owned(),
-                snapshot.key.clone(),
-                snapshot.parent.clone().unwrap_or_else(|| "-".to_owned()),
                 snapshot.usage.map_or_else(|| "-".to_owned(), |usage| size(usage.bytes)),
                 snapshot.created.clone(),
+                snapshot.key.clone(),
+                snapshot.parent.clone().unwrap_or_else(|| "-".to_owned()),
             ]
         });
         let images = self.images.iter().map(|image| {
             [
                 image.kind.to_owned(),
-                image.name.clone(),
-                image.layers.last().cloned().unwrap_or_else(|| "-".to_owned()),
                 "-".to_owned(),
                 image.created.clone(),
+                image.name.clone(),
+                image.layers.last().cloned().unwrap_or_else(|| "-".to_owned()),
             ]
         });
+        // Those that may be very long come last.
         let rows: Vec<_> = [heading].into_iter().chain(snapshots).chain(images).collect();
         for row in &rows {
             let mut line = String::new();
