@@ -4,6 +4,7 @@
 
 mod support {
     #![allow(dead_code, reason = "each suite uses its part")]
+    pub mod disk;
     pub mod model;
     pub mod script;
     pub mod suite;
@@ -16,15 +17,22 @@ use std::path::Path;
 use stratafs::{
     ApplyOptions, CommitOptions, Durability, ErrorKind, Kind, Labels, Store, ignore_progress,
 };
-use support::{model, script, suite};
+use support::{disk, model, script, suite};
 
 fn main() {
     if let Some(arguments) = suite::child_arguments() {
         return child(&arguments);
     }
-    suite::run(vec![
-        suite::trial("two_processes_share_a_store", None, || crowd(2, Durability::Full)),
-        suite::trial("four_processes_share_a_store", None, || crowd(4, Durability::None)),
+    disk::enter_own_mount_namespace();
+    let btrfs = disk::Kind::Btrfs.hindrance();
+    suite::run_one_by_one(vec![
+        suite::trial("two_processes_share_a_store", None, || {
+            crowd(&suite::temp(), 2, Durability::Full)
+        }),
+        suite::trial("four_processes_share_a_store", None, || {
+            crowd(&suite::temp(), 4, Durability::None)
+        }),
+        suite::trial("four_processes_share_a_store_on_btrfs", btrfs, crowd_on_btrfs),
         suite::trial("processes_may_create_one_store_at_once", None, create_at_once),
         suite::trial("a_running_apply_is_left_alone", None, a_running_apply_is_left_alone),
         suite::trial("a_dead_apply_is_cleaned_up_by_others", None, a_dead_apply_is_cleaned_up),
@@ -128,9 +136,17 @@ fn jostle(root: &Path, me: &str, durable: bool) {
     own.iter().for_each(|key| suite::say(key));
 }
 
-fn crowd(processes: usize, durability: Durability) {
-    let dir = suite::temp();
-    let root = dir.path().join("store");
+/// Where the metadata has another kind of journal.
+fn crowd_on_btrfs() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let (image, at) = (dir.path().join("image"), dir.path().join("mount"));
+    disk::make_image(disk::Kind::Btrfs, &image);
+    let mounted = disk::Mounted::image(disk::Kind::Btrfs, &image, &at);
+    crowd(mounted.path(), 4, Durability::None);
+}
+
+fn crowd(dir: impl AsRef<Path>, processes: usize, durability: Durability) {
+    let root = dir.as_ref().join("store");
     Store::open(&root, model::options(durability)).unwrap();
     let durable = if durability == Durability::Full { "durable" } else { "lazy" };
     let children: Vec<_> = (0..processes)
