@@ -3,7 +3,7 @@
 //! ```text
 //! <root>/                0700
 //!   format               one line: version, compat=, ro-compat=, incompat= flags
-//!   metadata.db          SQLite, with its -wal and -shm
+//!   metadata.db          SQLite, with its -wal and -shm, or -journal
 //!   snapshots/<id>/fs    the layer: upperdir or lowerdir                0755
 //!   snapshots/<id>/work  overlay's workdir, of active snapshots         0700
 //!   staging/ trash/      being made; being removed

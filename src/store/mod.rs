@@ -39,8 +39,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::driver::{Driver, OverlayDriver};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::LayerFormat;
+use crate::sys::fs_features;
 
 pub use check::{CheckReport, Problem};
 pub use durability::{Durability, DurablePoint, DurablePointHook};
@@ -52,7 +53,7 @@ pub use snapshot::{CommitOptions, Info, Kind, Labels};
 
 use durability::Waits;
 use layout::Layout;
-use metadata::{Metadata, Sync, Tx};
+use metadata::{Journal, Metadata, Sync, Tx};
 
 /// How a store is opened.
 #[derive(Clone, Debug)]
@@ -143,7 +144,10 @@ impl Store {
     pub fn open(root: impl AsRef<Path>, options: StoreOptions) -> Result<Store> {
         let (layout, lock) = Layout::open(root.as_ref(), options.create, options.format)?;
         let database = layout.path.join("metadata.db");
-        let open = || Metadata::open(&database, options.busy_timeout);
+        let file_system = fs_features::file_system_name(&layout.root)
+            .at("find the file system of", &layout.path)?;
+        let journal = Journal::on(&file_system);
+        let open = || Metadata::open(&database, options.busy_timeout, journal);
         let metadata = match open() {
             // SQLite needs a little room even to read.
             Err(e) if e.kind() == ErrorKind::NoSpace || e.kind() == ErrorKind::Io => {

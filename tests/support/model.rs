@@ -6,8 +6,8 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use stratafs::{
-    CommitOptions, Durability, Kind, Labels, LayerFormat, Mount, MountOptions, Store, StoreOptions,
-    ignore_progress,
+    CommitOptions, Durability, Info, Kind, Labels, LayerFormat, Mount, MountOptions, Store,
+    StoreOptions, ignore_progress,
 };
 
 /// An entry of a layer.
@@ -58,21 +58,25 @@ pub struct Model {
 impl Model {
     /// What there is; panics where something that is there cannot be read.
     pub fn of(store: &Store) -> Model {
+        let mut model = Model::of_rows(store);
+        for (key, snapshot) in &mut model.snapshots {
+            if snapshot.kind == Kind::Committed {
+                snapshot.tree = Some(read_tree(&layer_dir(store, key)));
+            }
+        }
+        model
+    }
+
+    /// What there is, without a look into the layers, which takes a view.
+    pub fn of_rows(store: &Store) -> Model {
         let mut model = Model::default();
-        let mut infos = Vec::new();
         store
             .walk(&[], &mut |info| {
-                infos.push(info.clone());
+                let Info { key, kind, parent, labels, .. } = info.clone();
+                model.snapshots.insert(key, Snapshot { kind, parent, labels, tree: None });
                 Ok(())
             })
             .unwrap();
-        for info in infos {
-            let tree =
-                (info.kind == Kind::Committed).then(|| read_tree(&layer_dir(store, &info.key)));
-            let snapshot =
-                Snapshot { kind: info.kind, parent: info.parent, labels: info.labels, tree };
-            model.snapshots.insert(info.key, snapshot);
-        }
         for image in store.images().unwrap() {
             let manifest = store.blob(&image.manifest).unwrap();
             store.blob(&image.config).unwrap();

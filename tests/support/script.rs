@@ -45,7 +45,9 @@ pub const SCRIPT: &[Step] = &[
     },
     Step {
         name: "settle",
-        run: |store| drop(store.settle("a", &mut ignore_progress).unwrap()),
+        run: |store| {
+            store.settle("a", &mut ignore_progress).unwrap();
+        },
         states: |m| vec![m.clone()],
     },
     Step {
@@ -79,7 +81,9 @@ pub const SCRIPT: &[Step] = &[
     },
     Step {
         name: "settle on a parent",
-        run: |store| drop(store.settle("b", &mut ignore_progress).unwrap()),
+        run: |store| {
+            store.settle("b", &mut ignore_progress).unwrap();
+        },
         states: |m| vec![m.clone()],
     },
     Step {
@@ -174,7 +178,9 @@ pub const SCRIPT: &[Step] = &[
     },
     Step {
         name: "gc",
-        run: |store| drop(store.gc(&mut ignore_progress).unwrap()),
+        run: |store| {
+            store.gc(&mut ignore_progress).unwrap();
+        },
         states: |m| vec![m.clone()],
     },
 ];

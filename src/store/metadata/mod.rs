@@ -1,7 +1,8 @@
 //! The store's metadata: one SQLite database, and the only importer of rusqlite.
 //!
-//! - WAL, so that readers never wait for a writer; BEGIN IMMEDIATE for writers, so that a transaction
-//!   that began will not find out at its end that it may not write.
+//! - WAL, so that readers never wait for a writer, except where its index would be a danger
+//!   ([`Journal`]); BEGIN IMMEDIATE for writers, so that a transaction that began will not find out at
+//!   its end that it may not write.
 //! - [`Sync::Durable`] transactions are on disk when they return (`synchronous=FULL`: one fsync of the
 //!   log). [`Sync::Lazy`] ones may be lost at a power cut, never torn, and never out of order with
 //!   durable ones.
@@ -24,6 +25,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavio
 use crate::error::{Error, ErrorKind, Result};
 
 pub(super) use images::ImageRow;
+pub(super) use schema::Journal;
 pub(super) use snapshots::{NewSnapshot, Row};
 
 /// When a transaction is on disk.
@@ -50,7 +52,7 @@ pub(super) struct Tx<'c>(Transaction<'c>);
 
 impl Metadata {
     /// Opens the database, and creates its tables if it is new.
-    pub(super) fn open(path: &Path, busy_timeout: Duration) -> Result<Metadata> {
+    pub(super) fn open(path: &Path, busy_timeout: Duration, journal: Journal) -> Result<Metadata> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_CREATE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX
@@ -63,7 +65,7 @@ impl Metadata {
             };
             let connection = Connection::open_with_flags(resolved, flags)?;
             connection.busy_timeout(busy_timeout)?;
-            schema::configure(&connection)?;
+            schema::configure(&connection, journal)?;
             Ok(connection)
         };
         let mut connection = open().map_err(|e| failure("open the metadata", e).with_path(path))?;
@@ -243,7 +245,8 @@ mod tests {
     use super::*;
 
     fn open(dir: &Path, timeout: u64) -> Metadata {
-        Metadata::open(&dir.join("metadata.db"), Duration::from_millis(timeout)).unwrap()
+        let timeout = Duration::from_millis(timeout);
+        Metadata::open(&dir.join("metadata.db"), timeout, Journal::WriteAhead).unwrap()
     }
 
     #[test]
@@ -277,12 +280,12 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let path = tmp.path().join("metadata.db");
         std::fs::write(&path, vec![b'x'; 8192]).unwrap();
-        let e = Metadata::open(&path, Duration::ZERO).unwrap_err();
+        let e = Metadata::open(&path, Duration::ZERO, Journal::WriteAhead).unwrap_err();
         assert_eq!(e.kind(), ErrorKind::Corrupt, "{e}");
         std::fs::remove_file(&path).unwrap();
         open(tmp.path(), 0);
         Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
-        let e = Metadata::open(&path, Duration::ZERO).unwrap_err();
+        let e = Metadata::open(&path, Duration::ZERO, Journal::WriteAhead).unwrap_err();
         assert_eq!(e.kind(), ErrorKind::Incompatible, "{e}");
     }
 

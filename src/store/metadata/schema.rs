@@ -52,11 +52,36 @@ const TABLES: &str = "
     CREATE INDEX image_layers_snapshot ON image_layers (snapshot);
 ";
 
-/// Settings of the connection, not of the file.
-pub(super) fn configure(connection: &Connection) -> rusqlite::Result<()> {
+/// How SQLite keeps transactions whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::store) enum Journal {
+    /// Readers never wait for a writer. Its index is a shared mapping, and writing to one needs room on
+    /// a file system that never overwrites in place: where there is none, SIGBUS ends the process.
+    WriteAhead,
+    /// No mapping; readers wait for the end of a write.
+    Rollback,
+}
+
+impl Journal {
+    /// The one for a store on a file system of that name.
+    pub(in crate::store) fn on(file_system: &str) -> Journal {
+        match file_system {
+            "btrfs" | "bcachefs" => Journal::Rollback,
+            _ => Journal::WriteAhead,
+        }
+    }
+}
+
+/// Settings of the connection, and the journal of the file.
+pub(super) fn configure(connection: &Connection, journal: Journal) -> rusqlite::Result<()> {
     connection.pragma_update(None, "foreign_keys", true)?;
     connection.pragma_update(None, "trusted_schema", false)?;
-    connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
+    let journal = match journal {
+        Journal::WriteAhead => "WAL",
+        // Unlike DELETE, its end is synced with `synchronous=FULL`.
+        Journal::Rollback => "TRUNCATE",
+    };
+    connection.pragma_update_and_check(None, "journal_mode", journal, |_| Ok(()))?;
     connection.pragma_update(None, "synchronous", "FULL")
 }
 
