@@ -4,6 +4,7 @@
 //! note that a snapshot is settled goes when it is handed out for mounting; mounts that outlive the
 //! settling are their owner's to take down first.
 
+use super::hold::Hold;
 use super::metadata::Row;
 use super::prepare::committed_parent;
 use super::snapshot::{CommitOptions, Info, Kind, check_key};
@@ -27,15 +28,19 @@ impl Store {
     ///   its data or contents in a lower layer, as overlayfs leaves it under `metacopy` or
     ///   `redirect_dir`.
     pub fn settle(&self, key: &str, progress: &mut ProgressFn<'_>) -> Result<Usage> {
-        let row = self.active(key, "only an active one can be settled")?;
-        let hold = self.try_hold(row.id, Sharing::Exclusive)?;
+        let needed = "only an active one can be settled";
+        let (row, hold) = self.hold_active(key, self.active(key, needed)?, needed)?;
         let settled = self.inspect(&row, progress)?;
         // While it is mounted it may change again.
-        if hold.is_some() {
+        if hold.is_some() && self.is_unmounted(&row)? {
             // The note must not outlive a power cut that loses what it is about.
             self.waits.sync_files(&self.layout.root)?;
             self.durably(|tx| match tx.find(key)? {
-                Some(now) if now.id == row.id => tx.set_settled(row.id, Some(settled)),
+                Some(now) if now.id == row.id => {
+                    // Else somebody was told meanwhile how to mount it.
+                    let same = now.handed_out == row.handed_out;
+                    if same { tx.set_settled(row.id, Some(settled)) } else { Ok(()) }
+                }
                 _ => Err(gone(key)),
             })?;
         }
@@ -55,30 +60,66 @@ impl Store {
     /// - [`ErrorKind::InvalidArgument`]: a new parent for a snapshot that has one.
     pub fn commit(&self, name: &str, key: &str, options: CommitOptions) -> Result<Info> {
         check_key(name)?;
-        let row = self.active(key, "only an active one can be committed")?;
+        let needed = "only an active one can be committed";
+        let row = self.active(key, needed)?;
         self.metadata.read(|tx| {
             tx.free_key(name)?;
             new_parent(tx, &row, options.parent.as_deref()).map(drop)
         })?;
-        let hold = self.try_hold(row.id, Sharing::Exclusive)?;
+        let (row, hold) = self.hold_active(key, row, needed)?;
         let settled = match (row.settled, row.info.usage, row.has_marks) {
             (true, Some(usage), Some(has_marks)) => (usage, has_marks),
             _ => self.inspect(&row, &mut ignore_progress)?,
         };
         self.waits.sync_files(&self.layout.root)?;
-        let info = self.durably(|tx| {
+        let row = self.durably(|tx| {
             let row = match tx.find(key)? {
                 Some(now) if now.id == row.id && now.info.kind == Kind::Active => now,
                 _ => return Err(gone(key)),
             };
             let parent = new_parent(tx, &row, options.parent.as_deref())?;
             tx.commit_as(&row, name, parent, &options.labels, settled)?;
-            Ok(tx.get(name)?.info)
+            tx.get(name)
         })?;
         if hold.is_some() && !row.handed_out {
-            self.drop_workdir(row.id);
+            match self.is_unmounted(&row) {
+                Ok(true) => self.drop_workdir(row.id),
+                Ok(false) => {}
+                // It is committed all the same.
+                Err(e) => {
+                    tracing::warn!(name, error = %e, "workdir of a committed snapshot is left")
+                }
+            }
         }
-        Ok(info)
+        Ok(row.info)
+    }
+
+    /// Holds the snapshot of `row`, if nobody else does, and reads it again: it may have been mounted,
+    /// changed and unmounted before it was held.
+    fn hold_active(&self, key: &str, row: Row, needed: &str) -> Result<(Row, Option<Hold>)> {
+        let hold = match self.try_hold(row.id, Sharing::Exclusive) {
+            Err(e) if e.kind() == ErrorKind::NotFound && self.is_gone(&row)? => {
+                return Err(gone(key));
+            }
+            hold => hold?,
+        };
+        match self.active(key, needed)? {
+            now if now.id == row.id => Ok((now, hold)),
+            _ => Err(gone(key)),
+        }
+    }
+
+    fn is_gone(&self, row: &Row) -> Result<bool> {
+        Ok(self.metadata.read(|tx| tx.find_id(row.id))?.is_none())
+    }
+
+    /// Whether this store has it mounted nowhere, as far as it knows.
+    fn is_unmounted(&self, row: &Row) -> Result<bool> {
+        match self.not_mounted(row) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == ErrorKind::Busy => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     /// The snapshot, which must be active.
