@@ -1,10 +1,13 @@
 //! The store after accidents, and beside others that work on the same files.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::ffi::CString;
 use std::fs;
 use std::path::Path;
 
-use stratafs::{Labels, LayerFormat, Store, StoreOptions, ignore_progress};
+use stratafs::{
+    ErrorKind, ExportOptions, Labels, LayerFormat, Store, StoreOptions, ignore_progress,
+};
 
 fn store(root: &Path) -> Store {
     let mut options = StoreOptions::new();
@@ -32,4 +35,30 @@ fn a_row_of_a_mount_that_a_power_cut_tore_does_not_keep_the_store_shut() {
     store.remove("a").unwrap();
     store.gc(&mut ignore_progress).unwrap();
     assert_eq!(fs::read_dir(rows).unwrap().count(), 0);
+}
+
+#[test]
+fn contents_in_lower_layers_are_never_shown_or_packed_as_if_they_were_here() {
+    for (mark, file) in [("user.overlay.metacopy", "fs/f"), ("user.overlay.redirect", "fs/d")] {
+        let tmp = temp();
+        let store = store(tmp.path());
+        store.prepare("a", None, Labels::new()).unwrap();
+        let layer = tmp.path().join("snapshots/1");
+        fs::create_dir(layer.join("fs/d")).unwrap();
+        fs::write(layer.join("fs/f"), "").unwrap();
+        let file = CString::new(layer.join(file).into_os_string().into_encoded_bytes()).unwrap();
+        let mark = CString::new(mark).unwrap();
+        // SAFETY: both are C strings, and the value is of the length given.
+        let set =
+            unsafe { libc::setxattr(file.as_ptr(), mark.as_ptr(), c"x".as_ptr().cast(), 1, 0) };
+        assert_eq!(set, 0);
+        let mut out = Vec::new();
+        let exported = store.export("a", &mut out, &ExportOptions::default(), &mut ignore_progress);
+        let changes = store.changes("a", &mut ignore_progress);
+        for e in [exported.unwrap_err(), changes.unwrap_err()] {
+            assert_eq!(e.kind(), ErrorKind::FailedPrecondition, "{e}");
+            assert!(e.to_string().contains("lower layer"), "{e}");
+        }
+        assert!(out.is_empty());
+    }
 }

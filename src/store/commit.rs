@@ -140,7 +140,12 @@ impl Store {
         }
     }
 
-    fn inspect(&self, row: &Row, progress: &mut ProgressFn<'_>) -> Result<(Usage, bool)> {
+    /// Adds the layer up, and makes sure that it refers to nothing below it.
+    pub(super) fn inspect(
+        &self,
+        row: &Row,
+        progress: &mut ProgressFn<'_>,
+    ) -> Result<(Usage, bool)> {
         let layer = self.layout.layer_dir(row.id)?;
         inspect_layer(&layer, self.layout.format, progress).map_err(|e| {
             let kind = e.kind();
