@@ -12,7 +12,7 @@ use super::{Store, layout, staging, wrong_kind};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::marks::{self, Mark};
 use crate::layer::usage::Counter;
-use crate::layer::walk::{Descend, walk};
+use crate::layer::walk::{Descend, has_vanished, walk};
 use crate::layer::{LayerFormat, Usage};
 use crate::progress::{Phase, Progress, ProgressFn, ignore_progress, report};
 use crate::sys::dir::Dir;
@@ -198,6 +198,7 @@ pub(super) fn inspect_layer(
     walk(layer, &mut |visit| {
         done.entries += 1;
         report(progress, done)?;
+        // It may be mounted: whatever has vanished when it is looked at again is passed over.
         counter.add(visit.stat);
         match marks::decode(format, visit.name, visit.stat) {
             Mark::None => {}
@@ -206,7 +207,11 @@ pub(super) fn inspect_layer(
         let may_refer = visit.stat.is_dir() || visit.stat.is_file();
         if may_refer {
             let of = Of::Child(visit.dir, visit.name);
-            if marks::refers_below(format, of).at("read the marks of", visit.path)? {
+            let refers = match marks::refers_below(format, of) {
+                Err(e) if has_vanished(&e) => false,
+                refers => refers.at("read the marks of", visit.path)?,
+            };
+            if refers {
                 return Err(Error::new(
                     ErrorKind::FailedPrecondition,
                     "its contents are in a lower layer (a redirect or metacopy mark): mount with \
@@ -216,10 +221,41 @@ pub(super) fn inspect_layer(
             }
         }
         if visit.stat.is_dir() && !has_marks {
-            let child = visit.dir.open_dir(visit.name).at("open directory", visit.path)?;
+            let child = match visit.dir.open_dir(visit.name) {
+                Err(e) if has_vanished(&e) => return Ok(Descend::Past),
+                child => child.at("open directory", visit.path)?,
+            };
             has_marks = marks::is_opaque(format, &child).at("read the marks of", visit.path)?;
         }
         Ok(Descend::Into)
     })?;
     Ok((counter.usage(), has_marks))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::ops::ControlFlow;
+
+    #[test]
+    fn what_vanishes_from_a_live_layer_is_passed_over() {
+        let tmp = tempfile::tempdir().unwrap();
+        for dir in ["a", "b"] {
+            fs::create_dir(tmp.path().join(dir)).unwrap();
+        }
+        fs::write(tmp.path().join("c"), "").unwrap();
+        let layer = Dir::open(tmp.path()).unwrap();
+        // Called for each name after it was listed and looked at.
+        let mut vanish = |progress: Progress| {
+            match progress.entries {
+                1 => fs::remove_dir(tmp.path().join("a")).unwrap(),
+                2 => fs::remove_dir(tmp.path().join("b")).unwrap(),
+                _ => fs::remove_file(tmp.path().join("c")).unwrap(),
+            }
+            ControlFlow::Continue(())
+        };
+        let found = inspect_layer(&layer, LayerFormat::OverlayUser, &mut vanish).unwrap();
+        assert!(!found.1);
+    }
 }
