@@ -3,10 +3,12 @@
 
 use std::ffi::CString;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use stratafs::{
-    ErrorKind, ExportOptions, Labels, LayerFormat, Store, StoreOptions, ignore_progress,
+    CommitOptions, ErrorKind, ExportOptions, Labels, LayerFormat, Store, StoreOptions,
+    ignore_progress,
 };
 
 fn store(root: &Path) -> Store {
@@ -18,6 +20,14 @@ fn store(root: &Path) -> Store {
 fn temp() -> tempfile::TempDir {
     // Not in /tmp, which may be a tmpfs without user xattrs.
     tempfile::tempdir_in("/var/tmp").unwrap()
+}
+
+fn set_xattr(path: &Path, key: &str) {
+    let path = CString::new(path.as_os_str().as_encoded_bytes()).unwrap();
+    let key = CString::new(key).unwrap();
+    // SAFETY: both are C strings, and the value is of the length given.
+    let set = unsafe { libc::setxattr(path.as_ptr(), key.as_ptr(), c"x".as_ptr().cast(), 1, 0) };
+    assert_eq!(set, 0);
 }
 
 #[test]
@@ -46,12 +56,7 @@ fn contents_in_lower_layers_are_never_shown_or_packed_as_if_they_were_here() {
         let layer = tmp.path().join("snapshots/1");
         fs::create_dir(layer.join("fs/d")).unwrap();
         fs::write(layer.join("fs/f"), "").unwrap();
-        let file = CString::new(layer.join(file).into_os_string().into_encoded_bytes()).unwrap();
-        let mark = CString::new(mark).unwrap();
-        // SAFETY: both are C strings, and the value is of the length given.
-        let set =
-            unsafe { libc::setxattr(file.as_ptr(), mark.as_ptr(), c"x".as_ptr().cast(), 1, 0) };
-        assert_eq!(set, 0);
+        set_xattr(&layer.join(file), mark);
         let mut out = Vec::new();
         let exported = store.export("a", &mut out, &ExportOptions::default(), &mut ignore_progress);
         let changes = store.changes("a", &mut ignore_progress);
@@ -61,4 +66,22 @@ fn contents_in_lower_layers_are_never_shown_or_packed_as_if_they_were_here() {
         }
         assert!(out.is_empty());
     }
+}
+
+#[test]
+fn a_child_of_a_read_only_root_with_xattrs_can_be_prepared() {
+    let tmp = temp();
+    let store = store(tmp.path());
+    store.prepare("a", None, Labels::new()).unwrap();
+    let root = tmp.path().join("snapshots/1/fs");
+    set_xattr(&root, "user.note");
+    // An ordinary user may set no xattr of his own directory that he may not write to.
+    fs::set_permissions(&root, fs::Permissions::from_mode(0o555)).unwrap();
+    store.commit("base", "a", CommitOptions::new()).unwrap();
+    store.prepare("b", Some("base"), Labels::new()).unwrap();
+    let child = fs::metadata(tmp.path().join("snapshots/2/fs")).unwrap();
+    assert_eq!(child.permissions().mode() & 0o7777, 0o555);
+    store.remove("b").unwrap();
+    store.remove("base").unwrap();
+    assert_eq!(fs::read_dir(tmp.path().join("trash")).unwrap().count(), 0);
 }
