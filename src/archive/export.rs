@@ -33,8 +33,9 @@ use super::entry::{Entry, EntryKind, EntryWriter, Timestamp};
 use crate::digest::{DiffId, Hashing};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::LayerFormat;
+use crate::layer::cursor::Cursor;
 use crate::layer::marks::{self, Mark, OPAQUE_NAME, WHITEOUT_PREFIX};
-use crate::layer::stack::{Branch, LayerStack, MergedDir};
+use crate::layer::stack::{Branch, LayerStack};
 use crate::layer::walk::{Descend, Visit, walk};
 use crate::path::{Name, RelPath};
 use crate::progress::{Phase, Progress, ProgressFn, report};
@@ -106,7 +107,7 @@ pub(crate) fn export(
         out: EntryWriter::new(Hashing::new(BufWriter::with_capacity(BUFFER, out))),
         options,
         links: HashMap::new(),
-        below: parents.map(|stack| Below { stack, open: Vec::new() }),
+        below: parents.map(Cursor::new),
         sockets: 0,
         done: Progress::new(Phase::Export),
     };
@@ -144,48 +145,14 @@ fn check_names(layer: &Branch) -> Result<()> {
     })
 }
 
-/// How many directories of the parents are held open, times their layers.
-const OPEN_BELOW: usize = 16;
-
-/// The parents' directories on the way down to where the walk is, the last few of them.
-struct Below<'a> {
-    stack: &'a LayerStack,
-    open: Vec<(RelPath, Option<MergedDir>)>,
-}
-
-impl Below<'_> {
-    /// The directory `path` of the parents, if they have it. Paths come in the order of the walk.
-    fn directory(&mut self, path: &RelPath) -> Result<Option<&MergedDir>> {
-        while self.open.last().is_some_and(|(open, _)| !path.starts_with(open)) {
-            self.open.pop();
-        }
-        if self.open.is_empty() {
-            self.open.push((RelPath::ROOT, Some(self.stack.root()?)));
-        }
-        let depth = self.open.last().map_or(0, |(open, _)| open.components().count());
-        for name in path.components().skip(depth) {
-            let Some((open, dir)) = self.open.last() else { break };
-            let next = match dir {
-                Some(dir) => dir.enter(self.stack, &name)?,
-                None => None,
-            };
-            let next = (open.join(&name), next);
-            if self.open.len() == OPEN_BELOW {
-                self.open.remove(0);
-            }
-            self.open.push(next);
-        }
-        Ok(self.open.last().and_then(|(_, dir)| dir.as_ref()))
-    }
-}
-
 struct Export<'a> {
     format: LayerFormat,
     out: EntryWriter<Hashing<BufWriter<&'a mut dyn Write>>>,
     options: &'a ExportOptions,
     /// The first path of every file that has several names.
     links: HashMap<(u64, u64), RelPath>,
-    below: Option<Below<'a>>,
+    /// Where the walk is in the parents.
+    below: Option<Cursor<'a>>,
     sockets: u64,
     done: Progress,
 }

@@ -5,38 +5,12 @@ use std::collections::BTreeSet;
 use super::equal::{Side, equal};
 use super::{Change, ChangeKind};
 use crate::error::{IoContext, Result};
+use crate::layer::cursor::Cursor;
 use crate::layer::marks::{self, Mark};
-use crate::layer::stack::{Branch, LayerStack, MergedDir};
+use crate::layer::stack::{Branch, LayerStack};
 use crate::layer::walk::{Descend, walk};
 use crate::path::{Name, RelPath};
 use crate::progress::{Phase, Progress, ProgressFn, report};
-
-/// The directories of the union below, from the root to where the walk is; none where there is no
-/// directory.
-struct Below<'a> {
-    stack: &'a LayerStack,
-    open: Vec<(RelPath, Option<MergedDir>)>,
-}
-
-impl Below<'_> {
-    /// The directory `path` below, which must be the one last entered or above it.
-    fn at(&mut self, path: &RelPath) -> Option<&MergedDir> {
-        while self.open.last().is_some_and(|(open, _)| open != path) {
-            self.open.pop();
-        }
-        self.open.last().and_then(|(_, dir)| dir.as_ref())
-    }
-
-    /// Goes down to `path`, a child of the directory last looked at.
-    fn enter(&mut self, path: &RelPath, name: &Name) -> Result<()> {
-        let dir = match self.open.last() {
-            Some((_, Some(dir))) => dir.enter(self.stack, name)?,
-            _ => None,
-        };
-        self.open.push((path.clone(), dir));
-        Ok(())
-    }
-}
 
 /// The changes of `layer` against the union `below`, sorted by path. The layer must be settled.
 pub(crate) fn upper(
@@ -46,7 +20,7 @@ pub(crate) fn upper(
 ) -> Result<Vec<Change>> {
     let format = layer.format;
     let mut changes = Vec::new();
-    let mut below = Below { stack: below, open: vec![(RelPath::ROOT, Some(below.root()?))] };
+    let mut below = Cursor::new(below);
     let mut done = Progress::new(Phase::Walk);
     if marks::is_opaque(format, &layer.dir).at("read the marks of", "the layer's root")? {
         lost(&mut below, &RelPath::ROOT, layer, &layer.dir, &mut changes)?;
@@ -58,7 +32,7 @@ pub(crate) fn upper(
         match marks::decode(format, visit.name, visit.stat) {
             Mark::None => {}
             Mark::Whiteout(name) => {
-                let hides = match below.at(&parent) {
+                let hides = match below.directory(&parent)? {
                     Some(dir) => dir.lookup(&name)?.is_some(),
                     None => false,
                 };
@@ -72,7 +46,7 @@ pub(crate) fn upper(
             }
             Mark::Opaque | Mark::Internal => return Ok(Descend::Past),
         }
-        let old = match below.at(&parent) {
+        let old = match below.directory(&parent)? {
             Some(dir) => dir.lookup(visit.name)?,
             None => None,
         };
@@ -85,7 +59,6 @@ pub(crate) fn upper(
             }
         };
         if visit.stat.is_dir() {
-            below.enter(visit.path, visit.name)?;
             let was_dir = old.is_some_and(|old| old.stat.is_dir());
             let dir = visit.dir.open_dir(visit.name).at("open directory", visit.path)?;
             let hidden = marks::separate_whiteout(format, visit.name)
@@ -110,13 +83,13 @@ pub(crate) fn upper(
 
 /// The children that an opaque directory hides and does not have itself.
 fn lost(
-    below: &mut Below<'_>,
+    below: &mut Cursor<'_>,
     path: &RelPath,
     layer: &Branch,
     dir: &crate::sys::dir::Dir,
     changes: &mut Vec<Change>,
 ) -> Result<()> {
-    let Some(old) = below.at(path) else {
+    let Some(old) = below.directory(path)? else {
         return Ok(());
     };
     let mut own = BTreeSet::new();

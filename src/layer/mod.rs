@@ -1,5 +1,6 @@
 //! What a layer is, read only: its format, its marks, and lookup over a stack of layers.
 
+pub(crate) mod cursor;
 pub(crate) mod descent;
 mod format;
 pub(crate) mod marks;

@@ -1,10 +1,10 @@
 //! What a layer takes on disk.
 
 use std::collections::HashSet;
-use std::io;
 use std::path::PathBuf;
 
 use super::descent::{Descent, Purpose};
+use super::walk::has_vanished;
 use crate::error::{IoContext, Result};
 use crate::path::Name;
 use crate::sys::dir::Dir;
@@ -66,7 +66,7 @@ pub(crate) fn count(root: &Dir, each: &mut dyn FnMut() -> Result<()>) -> Result<
                 counter.add(&walk.level().stat);
                 walk.level_mut().data = count_files(&walk, &mut counter, each)?;
             }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) if has_vanished(&e) => {}
             Err(e) => return Err(e).at("open directory", at(&walk).join(&child)),
         }
     }

@@ -5,6 +5,8 @@
 //! directories on the way down only the last [`OPEN_DIRS`] stay open, those above are opened again
 //! through `..` and must then be the same.
 
+use std::io;
+
 use super::marks::WHITEOUT_PREFIX;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::path::{Name, RelPath};
@@ -71,7 +73,7 @@ pub(crate) fn walk(root: &Dir, visit: &mut dyn FnMut(Visit<'_>) -> Result<Descen
         let Some(dir) = &frame.dir else { continue };
         path.push(&name);
         let stat = match dir.stat_at(&name) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 path.pop();
                 continue;
             }
@@ -82,7 +84,13 @@ pub(crate) fn walk(root: &Dir, visit: &mut dyn FnMut(Visit<'_>) -> Result<Descen
             path.pop();
             continue;
         }
-        let child = dir.open_dir(&name).at("open directory", &path)?;
+        let child = match dir.open_dir(&name) {
+            Err(e) if has_vanished(&e) => {
+                path.pop();
+                continue;
+            }
+            child => child.at("open directory", &path)?,
+        };
         frames.push(Frame::new(child, &path)?);
         if let Some(high) = frames.len().checked_sub(OPEN_DIRS.saturating_add(1))
             && let Some(frame) = frames.get_mut(high)
@@ -91,6 +99,11 @@ pub(crate) fn walk(root: &Dir, visit: &mut dyn FnMut(Visit<'_>) -> Result<Descen
         }
     }
     Ok(())
+}
+
+/// Whether this error of opening a directory means that there is none of that name any more.
+pub(crate) fn has_vanished(e: &io::Error) -> bool {
+    matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 /// Gives the frame above its directory back.
@@ -152,5 +165,28 @@ mod tests {
             dir = dir.open_dir(&name).unwrap();
         }
         assert_eq!(paths(tmp.path()).len(), 3000);
+    }
+
+    #[test]
+    fn directories_that_vanish_or_turn_into_something_else_are_passed_over() {
+        let tmp = tempfile::tempdir().unwrap();
+        for path in ["a", "b", "c"] {
+            fs::create_dir(tmp.path().join(path)).unwrap();
+        }
+        let mut paths = Vec::new();
+        walk(&Dir::open(tmp.path()).unwrap(), &mut |v| {
+            // Somebody does so between our look at it and our going in.
+            let path = tmp.path().join(v.path);
+            fs::remove_dir(&path).unwrap();
+            match v.name.as_bytes() {
+                b"a" => fs::write(path, "").unwrap(),
+                b"b" => std::os::unix::fs::symlink(".", path).unwrap(),
+                _ => {}
+            }
+            paths.push(v.path.as_path().to_str().unwrap().to_owned());
+            Ok(Descend::Into)
+        })
+        .unwrap();
+        assert_eq!(paths, ["a", "b", "c"]);
     }
 }

@@ -4,6 +4,9 @@
 //! by a row in `<run>/mounts` for as long as the mount itself stands, also after the guard was left or
 //! its process died. A row names boot, mount namespace and unique mount id, so it cannot be mistaken
 //! for another mount at the same place; one whose mount is gone is removed by whoever comes by.
+//!
+//! A row is not synced: it says nothing after a reboot. What a power cut leaves of it may be torn, so
+//! its file's name has the boot too, and rows of other boots are never read.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -19,6 +22,7 @@ use crate::driver::{
 };
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::sys::lock::Sharing;
+use crate::sys::mountinfo;
 
 /// A mount that this store made, as its file in `<run>/mounts` tells it.
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
@@ -152,6 +156,13 @@ impl Store {
     /// Removes rows of mounts that are gone; how many.
     pub(super) fn sweep_mount_rows(&self) -> Result<u64> {
         let mut swept = 0;
+        let boot = boot()?;
+        for path in self.row_paths()? {
+            if is_of_another_boot(&path, &boot) {
+                remove_row(&path)?;
+                swept += 1;
+            }
+        }
         for (path, row) in self.rows()? {
             if row.is_gone()? {
                 remove_if_gone(&path)?;
@@ -205,7 +216,8 @@ impl Store {
             .mode(0o700)
             .create(&dir)
             .at("create directory", &dir)?;
-        let name = format!("{}-{:016x}", row.snapshot, staging::random());
+        let boot = row.identity.boot_id();
+        let name = format!("{}-{boot}-{:016x}", row.snapshot, staging::random());
         let (temp, path) = (dir.join(format!(".{name}")), dir.join(name));
         let text = serde_json::to_vec(row)
             .map_err(|e| Error::new(ErrorKind::Io, "cannot write a mount's row").with_source(e))?;
@@ -215,17 +227,13 @@ impl Store {
         Ok(path)
     }
 
-    /// All rows; one that cannot be read is none of ours, or of another version.
+    /// All rows of this boot.
     fn rows(&self) -> Result<Vec<(PathBuf, MountRow)>> {
-        let dir = self.mounts_dir();
-        let listing = match std::fs::read_dir(&dir) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            listing => listing.at("list", &dir)?,
-        };
         let mut rows = Vec::new();
-        for entry in listing {
-            let path = entry.at("list", &dir)?.path();
-            if path.file_name().is_some_and(|name| name.as_bytes().starts_with(b".")) {
+        let boot = boot()?;
+        for path in self.row_paths()? {
+            let is_temp = path.file_name().is_some_and(|name| name.as_bytes().starts_with(b"."));
+            if is_temp || is_of_another_boot(&path, &boot) {
                 continue;
             }
             if let Some(row) = read_row(&path)? {
@@ -233,6 +241,39 @@ impl Store {
             }
         }
         Ok(rows)
+    }
+
+    /// The files of rows, those of other boots and those being written included.
+    fn row_paths(&self) -> Result<Vec<PathBuf>> {
+        let dir = self.mounts_dir();
+        let listing = match std::fs::read_dir(&dir) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            listing => listing.at("list", &dir)?,
+        };
+        listing.map(|entry| Ok(entry.at("list", &dir)?.path())).collect()
+    }
+}
+
+/// The kernel's random name of this boot.
+fn boot() -> Result<String> {
+    mountinfo::boot_id().at("identify this boot", "/proc/sys/kernel/random/boot_id")
+}
+
+/// Whether the name of a row's file says that it was written before the machine was last started.
+fn is_of_another_boot(path: &Path, current: &str) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    // SNAPSHOT-BOOT-RANDOM, and the boot has dashes of its own.
+    let boot = name
+        .and_then(|name| name.split_once('-'))
+        .and_then(|(_snapshot, rest)| rest.rsplit_once('-'))
+        .map(|(boot, _random)| boot);
+    boot.is_some_and(|boot| boot != current)
+}
+
+fn remove_row(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        done => done.at("remove the row of a mount", path),
     }
 }
 
@@ -274,10 +315,7 @@ fn is_inhabited(namespace: NamespaceId) -> bool {
 
 fn remove_if_gone(path: &Path) -> Result<()> {
     match read_row(path)? {
-        Some(row) if row.is_gone()? => match std::fs::remove_file(path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            done => done.at("remove the row of a mount", path),
-        },
+        Some(row) if row.is_gone()? => remove_row(path),
         _ => Ok(()),
     }
 }

@@ -4,6 +4,7 @@
 //! note that a snapshot is settled goes when it is handed out for mounting; mounts that outlive the
 //! settling are their owner's to take down first.
 
+use super::hold::Hold;
 use super::metadata::Row;
 use super::prepare::committed_parent;
 use super::snapshot::{CommitOptions, Info, Kind, check_key};
@@ -11,7 +12,7 @@ use super::{Store, layout, staging, wrong_kind};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::marks::{self, Mark};
 use crate::layer::usage::Counter;
-use crate::layer::walk::{Descend, walk};
+use crate::layer::walk::{Descend, has_vanished, walk};
 use crate::layer::{LayerFormat, Usage};
 use crate::progress::{Phase, Progress, ProgressFn, ignore_progress, report};
 use crate::sys::dir::Dir;
@@ -27,15 +28,19 @@ impl Store {
     ///   its data or contents in a lower layer, as overlayfs leaves it under `metacopy` or
     ///   `redirect_dir`.
     pub fn settle(&self, key: &str, progress: &mut ProgressFn<'_>) -> Result<Usage> {
-        let row = self.active(key, "only an active one can be settled")?;
-        let hold = self.try_hold(row.id, Sharing::Exclusive)?;
+        let needed = "only an active one can be settled";
+        let (row, hold) = self.hold_active(key, self.active(key, needed)?, needed)?;
         let settled = self.inspect(&row, progress)?;
         // While it is mounted it may change again.
-        if hold.is_some() {
+        if hold.is_some() && self.is_unmounted(&row)? {
             // The note must not outlive a power cut that loses what it is about.
             self.waits.sync_files(&self.layout.root)?;
             self.durably(|tx| match tx.find(key)? {
-                Some(now) if now.id == row.id => tx.set_settled(row.id, Some(settled)),
+                Some(now) if now.id == row.id => {
+                    // Else somebody was told meanwhile how to mount it.
+                    let same = now.handed_out == row.handed_out;
+                    if same { tx.set_settled(row.id, Some(settled)) } else { Ok(()) }
+                }
                 _ => Err(gone(key)),
             })?;
         }
@@ -55,30 +60,66 @@ impl Store {
     /// - [`ErrorKind::InvalidArgument`]: a new parent for a snapshot that has one.
     pub fn commit(&self, name: &str, key: &str, options: CommitOptions) -> Result<Info> {
         check_key(name)?;
-        let row = self.active(key, "only an active one can be committed")?;
+        let needed = "only an active one can be committed";
+        let row = self.active(key, needed)?;
         self.metadata.read(|tx| {
             tx.free_key(name)?;
             new_parent(tx, &row, options.parent.as_deref()).map(drop)
         })?;
-        let hold = self.try_hold(row.id, Sharing::Exclusive)?;
+        let (row, hold) = self.hold_active(key, row, needed)?;
         let settled = match (row.settled, row.info.usage, row.has_marks) {
             (true, Some(usage), Some(has_marks)) => (usage, has_marks),
             _ => self.inspect(&row, &mut ignore_progress)?,
         };
         self.waits.sync_files(&self.layout.root)?;
-        let info = self.durably(|tx| {
+        let row = self.durably(|tx| {
             let row = match tx.find(key)? {
                 Some(now) if now.id == row.id && now.info.kind == Kind::Active => now,
                 _ => return Err(gone(key)),
             };
             let parent = new_parent(tx, &row, options.parent.as_deref())?;
             tx.commit_as(&row, name, parent, &options.labels, settled)?;
-            Ok(tx.get(name)?.info)
+            tx.get(name)
         })?;
         if hold.is_some() && !row.handed_out {
-            self.drop_workdir(row.id);
+            match self.is_unmounted(&row) {
+                Ok(true) => self.drop_workdir(row.id),
+                Ok(false) => {}
+                // It is committed all the same.
+                Err(e) => {
+                    tracing::warn!(name, error = %e, "workdir of a committed snapshot is left")
+                }
+            }
         }
-        Ok(info)
+        Ok(row.info)
+    }
+
+    /// Holds the snapshot of `row`, if nobody else does, and reads it again: it may have been mounted,
+    /// changed and unmounted before it was held.
+    fn hold_active(&self, key: &str, row: Row, needed: &str) -> Result<(Row, Option<Hold>)> {
+        let hold = match self.try_hold(row.id, Sharing::Exclusive) {
+            Err(e) if e.kind() == ErrorKind::NotFound && self.is_gone(&row)? => {
+                return Err(gone(key));
+            }
+            hold => hold?,
+        };
+        match self.active(key, needed)? {
+            now if now.id == row.id => Ok((now, hold)),
+            _ => Err(gone(key)),
+        }
+    }
+
+    fn is_gone(&self, row: &Row) -> Result<bool> {
+        Ok(self.metadata.read(|tx| tx.find_id(row.id))?.is_none())
+    }
+
+    /// Whether this store has it mounted nowhere, as far as it knows.
+    fn is_unmounted(&self, row: &Row) -> Result<bool> {
+        match self.not_mounted(row) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == ErrorKind::Busy => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     /// The snapshot, which must be active.
@@ -99,7 +140,12 @@ impl Store {
         }
     }
 
-    fn inspect(&self, row: &Row, progress: &mut ProgressFn<'_>) -> Result<(Usage, bool)> {
+    /// Adds the layer up, and makes sure that it refers to nothing below it.
+    pub(super) fn inspect(
+        &self,
+        row: &Row,
+        progress: &mut ProgressFn<'_>,
+    ) -> Result<(Usage, bool)> {
         let layer = self.layout.layer_dir(row.id)?;
         inspect_layer(&layer, self.layout.format, progress).map_err(|e| {
             let kind = e.kind();
@@ -152,6 +198,7 @@ pub(super) fn inspect_layer(
     walk(layer, &mut |visit| {
         done.entries += 1;
         report(progress, done)?;
+        // It may be mounted: whatever has vanished when it is looked at again is passed over.
         counter.add(visit.stat);
         match marks::decode(format, visit.name, visit.stat) {
             Mark::None => {}
@@ -160,7 +207,11 @@ pub(super) fn inspect_layer(
         let may_refer = visit.stat.is_dir() || visit.stat.is_file();
         if may_refer {
             let of = Of::Child(visit.dir, visit.name);
-            if marks::refers_below(format, of).at("read the marks of", visit.path)? {
+            let refers = match marks::refers_below(format, of) {
+                Err(e) if has_vanished(&e) => false,
+                refers => refers.at("read the marks of", visit.path)?,
+            };
+            if refers {
                 return Err(Error::new(
                     ErrorKind::FailedPrecondition,
                     "its contents are in a lower layer (a redirect or metacopy mark): mount with \
@@ -170,10 +221,41 @@ pub(super) fn inspect_layer(
             }
         }
         if visit.stat.is_dir() && !has_marks {
-            let child = visit.dir.open_dir(visit.name).at("open directory", visit.path)?;
+            let child = match visit.dir.open_dir(visit.name) {
+                Err(e) if has_vanished(&e) => return Ok(Descend::Past),
+                child => child.at("open directory", visit.path)?,
+            };
             has_marks = marks::is_opaque(format, &child).at("read the marks of", visit.path)?;
         }
         Ok(Descend::Into)
     })?;
     Ok((counter.usage(), has_marks))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::ops::ControlFlow;
+
+    #[test]
+    fn what_vanishes_from_a_live_layer_is_passed_over() {
+        let tmp = tempfile::tempdir().unwrap();
+        for dir in ["a", "b"] {
+            fs::create_dir(tmp.path().join(dir)).unwrap();
+        }
+        fs::write(tmp.path().join("c"), "").unwrap();
+        let layer = Dir::open(tmp.path()).unwrap();
+        // Called for each name after it was listed and looked at.
+        let mut vanish = |progress: Progress| {
+            match progress.entries {
+                1 => fs::remove_dir(tmp.path().join("a")).unwrap(),
+                2 => fs::remove_dir(tmp.path().join("b")).unwrap(),
+                _ => fs::remove_file(tmp.path().join("c")).unwrap(),
+            }
+            ControlFlow::Continue(())
+        };
+        let found = inspect_layer(&layer, LayerFormat::OverlayUser, &mut vanish).unwrap();
+        assert!(!found.1);
+    }
 }

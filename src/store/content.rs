@@ -33,11 +33,13 @@ impl Store {
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound);
+    /// [`ErrorKind::FailedPrecondition`]: as [`Store::settle`];
     /// [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled); those of the file system.
     pub fn changes(&self, key: &str, progress: &mut ProgressFn<'_>) -> Result<Vec<Change>> {
         let chain = self.metadata.read(|tx| tx.chain(tx.get(key)?.id))?;
         match chain.split_first() {
             Some((own, parents)) => {
+                self.stands_alone(own, progress)?;
                 changes::upper(&self.branch(own)?, &self.stack(parents)?, progress)
             }
             None => Ok(Vec::new()),
@@ -66,6 +68,7 @@ impl Store {
             return Err(Error::new(ErrorKind::Corrupt, format!("{key:?} has no layers")));
         };
         let _hold = self.try_hold(own.id, Sharing::Shared)?;
+        self.stands_alone(own, progress)?;
         let parents = self.stack(parents)?;
         archive::export(&self.branch(own)?, Some(&parents), out, options, progress)
             .map_err(|e| e.context(format!("export of snapshot {key:?} failed")))
@@ -130,6 +133,11 @@ impl Store {
             Ok(filled)
         })?;
         result.ok_or_else(|| Error::new(ErrorKind::Corrupt, "the layer was not unpacked"))
+    }
+
+    /// Fails if the layer refers to layers below it, so that it cannot be understood by itself.
+    fn stands_alone(&self, row: &Row, progress: &mut ProgressFn<'_>) -> Result<()> {
+        if row.settled { Ok(()) } else { self.inspect(row, progress).map(drop) }
     }
 
     /// The layers of a chain, topmost first.

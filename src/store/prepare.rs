@@ -141,15 +141,17 @@ fn copy_root_attributes(from: &Dir, to: &Dir) -> Result<()> {
         if (stat.uid, stat.gid) != (own.uid, own.gid) {
             dir::fchown(to, stat.uid, stat.gid)?;
         }
-        dir::fchmod(to, stat.mode)?;
         for key in xattr::list(Of::dir(from))? {
-            if marks::is_union_xattr(&key) || key == b"security.selinux" {
+            // Labels of this machine's policy are the policy's to give, and not everyone's to set.
+            if marks::is_union_xattr(&key) || key.starts_with(b"security.") {
                 continue;
             }
             if let Some(value) = xattr::get(Of::dir(from), &key)? {
                 xattr::set(Of::dir(to), &key, &value)?;
             }
         }
+        // After the xattrs, which an ordinary user may not set on what he may not write to.
+        dir::fchmod(to, stat.mode)?;
         dir::set_times(to, stat.atime, stat.mtime)
     };
     copy().at("copy the attributes of", "the parent's root directory")

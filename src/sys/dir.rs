@@ -218,14 +218,19 @@ impl Dir {
         Ok(rustix::fs::renameat_with(&self.0, old, &new_dir.0, new, flags)?)
     }
 
-    /// Its entries but `.` and `..`, in no order. Reads on a descriptor of its own, from the start.
+    /// Its entries but `.` and `..`, in no order; none if it has been removed. Reads on a descriptor of
+    /// its own, from the start.
     pub(crate) fn entries(&self) -> io::Result<Vec<DirEntry>> {
         let fd = self.reopen()?;
         let mut buffer = [MaybeUninit::<u8>::uninit(); 32 * 1024];
         let mut listing = RawDir::new(fd, &mut buffer);
         let mut entries = Vec::new();
         while let Some(entry) = listing.next() {
-            let entry = entry?;
+            let entry = match entry {
+                // What getdents(2) answers for a directory that was removed.
+                Err(rustix::io::Errno::NOENT) => break,
+                entry => entry?,
+            };
             let bytes = entry.file_name().to_bytes();
             if bytes == b"." || bytes == b".." {
                 continue;
@@ -375,5 +380,15 @@ mod tests {
         }
         assert_eq!(dir.entries().unwrap().len(), 1000);
         assert_eq!(dir.entries().unwrap().len(), 1000);
+    }
+
+    #[test]
+    fn a_removed_directory_has_no_entries() {
+        let tmp = tempfile::tempdir().unwrap();
+        let gone = tmp.path().join("gone");
+        std::fs::create_dir(&gone).unwrap();
+        let dir = Dir::open(&gone).unwrap();
+        std::fs::remove_dir(&gone).unwrap();
+        assert!(dir.is_empty().unwrap());
     }
 }

@@ -14,6 +14,8 @@ use crate::path::Name;
 
 /// How many directories are held open at once.
 const MAX_DEPTH: usize = 48;
+/// How often a tree to which others add names is emptied again.
+const MAX_RETRIES: u32 = 16;
 
 /// Removes `name` in `parent` with everything below it. Names that vanish meanwhile are fine. Calls
 /// `each` after every name removed; its error stops the removal.
@@ -35,10 +37,20 @@ pub(crate) fn remove_tree(
         }
         Err(e) => return Err(e),
     }
-    let top = open_below(parent, name)?;
     let mut moved = 0_u64;
-    remove_contents(&top, &top, 1, &mut moved, each)?;
-    finish(parent, name, each)
+    for _ in 0..MAX_RETRIES {
+        let top = match open_below(parent, name) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            top => top?,
+        };
+        remove_contents(&top, &top, 1, &mut moved, each)?;
+        match finish(parent, name, each) {
+            // Another who removes it has just moved a deep directory up.
+            Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+            done => return done,
+        }
+    }
+    Err(io::ErrorKind::DirectoryNotEmpty.into())
 }
 
 /// Empties `dir`; `top` takes what is too deep.
@@ -179,5 +191,18 @@ mod tests {
         }
         assert_eq!(remove(tmp.path(), &"d".repeat(20)).unwrap(), 3000);
         assert!(Dir::open(tmp.path()).unwrap().is_empty().unwrap());
+    }
+
+    #[test]
+    fn two_may_remove_the_same_tree() {
+        let tmp = tempfile::tempdir().unwrap();
+        let name = Name::new("tree").unwrap();
+        fs::create_dir_all(tmp.path().join("tree/a/b")).unwrap();
+        fs::write(tmp.path().join("tree/a/f"), "").unwrap();
+        fs::create_dir_all(tmp.path().join("tree/c/d")).unwrap();
+        let dir = Dir::open(tmp.path()).unwrap();
+        // The other is done between two steps of the first.
+        remove_tree(&dir, &name, &mut || remove_tree(&dir, &name, &mut || Ok(()))).unwrap();
+        assert!(dir.is_empty().unwrap());
     }
 }

@@ -274,23 +274,6 @@ fn parents_are_followed_through_deep_trees_with_few_descriptors() {
     }
     let over = top.export_over(&[&bottom]);
     assert_eq!(over.len(), 1 + 4 * depth);
-
-    let stack = LayerStack::new(vec![bottom.branch()]);
-    let mut below = Below { stack: &stack, open: Vec::new() };
-    let mut path = RelPath::ROOT;
-    for _ in 0..depth {
-        path.push(&d);
-        assert!(below.directory(&path).unwrap().is_some());
-        assert!(below.open.len() <= OPEN_BELOW);
-    }
-    while !path.is_root() {
-        path.pop();
-        let sibling = path.join(&e);
-        assert!(below.directory(&sibling).unwrap().is_some());
-        assert_eq!(below.open.last().unwrap().0, sibling);
-        assert!(below.open.len() <= OPEN_BELOW);
-    }
-    assert!(below.directory(&e.into()).unwrap().is_some());
 }
 
 #[test]

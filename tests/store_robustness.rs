@@ -1,0 +1,87 @@
+//! The store after accidents, and beside others that work on the same files.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::ffi::CString;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use stratafs::{
+    CommitOptions, ErrorKind, ExportOptions, Labels, LayerFormat, Store, StoreOptions,
+    ignore_progress,
+};
+
+fn store(root: &Path) -> Store {
+    let mut options = StoreOptions::new();
+    options.format = Some(LayerFormat::OverlayUser);
+    Store::open(root, options).unwrap()
+}
+
+fn temp() -> tempfile::TempDir {
+    // Not in /tmp, which may be a tmpfs without user xattrs.
+    tempfile::tempdir_in("/var/tmp").unwrap()
+}
+
+fn set_xattr(path: &Path, key: &str) {
+    let path = CString::new(path.as_os_str().as_encoded_bytes()).unwrap();
+    let key = CString::new(key).unwrap();
+    // SAFETY: both are C strings, and the value is of the length given.
+    let set = unsafe { libc::setxattr(path.as_ptr(), key.as_ptr(), c"x".as_ptr().cast(), 1, 0) };
+    assert_eq!(set, 0);
+}
+
+#[test]
+fn a_row_of_a_mount_that_a_power_cut_tore_does_not_keep_the_store_shut() {
+    let tmp = temp();
+    store(tmp.path()).prepare("a", None, Labels::new()).unwrap();
+    let rows = tmp.path().join("run/mounts");
+    fs::create_dir_all(&rows).unwrap();
+    // The name is there, the data is not: nobody syncs a row.
+    let torn = "1-00000000-0000-4000-8000-000000000000-0123456789abcdef";
+    for name in [torn.to_owned(), format!(".{torn}")] {
+        fs::write(rows.join(name), "").unwrap();
+    }
+    let store = store(tmp.path());
+    store.remove("a").unwrap();
+    store.gc(&mut ignore_progress).unwrap();
+    assert_eq!(fs::read_dir(rows).unwrap().count(), 0);
+}
+
+#[test]
+fn contents_in_lower_layers_are_never_shown_or_packed_as_if_they_were_here() {
+    for (mark, file) in [("user.overlay.metacopy", "fs/f"), ("user.overlay.redirect", "fs/d")] {
+        let tmp = temp();
+        let store = store(tmp.path());
+        store.prepare("a", None, Labels::new()).unwrap();
+        let layer = tmp.path().join("snapshots/1");
+        fs::create_dir(layer.join("fs/d")).unwrap();
+        fs::write(layer.join("fs/f"), "").unwrap();
+        set_xattr(&layer.join(file), mark);
+        let mut out = Vec::new();
+        let exported = store.export("a", &mut out, &ExportOptions::default(), &mut ignore_progress);
+        let changes = store.changes("a", &mut ignore_progress);
+        for e in [exported.unwrap_err(), changes.unwrap_err()] {
+            assert_eq!(e.kind(), ErrorKind::FailedPrecondition, "{e}");
+            assert!(e.to_string().contains("lower layer"), "{e}");
+        }
+        assert!(out.is_empty());
+    }
+}
+
+#[test]
+fn a_child_of_a_read_only_root_with_xattrs_can_be_prepared() {
+    let tmp = temp();
+    let store = store(tmp.path());
+    store.prepare("a", None, Labels::new()).unwrap();
+    let root = tmp.path().join("snapshots/1/fs");
+    set_xattr(&root, "user.note");
+    // An ordinary user may set no xattr of his own directory that he may not write to.
+    fs::set_permissions(&root, fs::Permissions::from_mode(0o555)).unwrap();
+    store.commit("base", "a", CommitOptions::new()).unwrap();
+    store.prepare("b", Some("base"), Labels::new()).unwrap();
+    let child = fs::metadata(tmp.path().join("snapshots/2/fs")).unwrap();
+    assert_eq!(child.permissions().mode() & 0o7777, 0o555);
+    store.remove("b").unwrap();
+    store.remove("base").unwrap();
+    assert_eq!(fs::read_dir(tmp.path().join("trash")).unwrap().count(), 0);
+}
