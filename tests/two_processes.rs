@@ -27,10 +27,10 @@ fn main() {
     let btrfs = disk::Kind::Btrfs.hindrance();
     suite::run_one_by_one(vec![
         suite::trial("two_processes_share_a_store", None, || {
-            crowd(&suite::temp(), 2, Durability::Full)
+            crowd(suite::temp(), 2, Durability::Full)
         }),
         suite::trial("four_processes_share_a_store", None, || {
-            crowd(&suite::temp(), 4, Durability::None)
+            crowd(suite::temp(), 4, Durability::None)
         }),
         suite::trial("four_processes_share_a_store_on_btrfs", btrfs, crowd_on_btrfs),
         suite::trial("processes_may_create_one_store_at_once", None, create_at_once),

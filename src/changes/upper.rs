@@ -9,7 +9,7 @@ use crate::layer::cursor::Cursor;
 use crate::layer::marks::{self, Mark};
 use crate::layer::stack::{Branch, LayerStack};
 use crate::layer::walk::{Descend, walk};
-use crate::path::{Name, RelPath};
+use crate::path::RelPath;
 use crate::progress::{Phase, Progress, ProgressFn, report};
 
 /// The changes of `layer` against the union `below`, sorted by path. The layer must be settled.
@@ -119,6 +119,7 @@ fn lost(
 mod tests {
     use super::*;
     use crate::layer::LayerFormat;
+    use crate::path::Name;
     use crate::progress::ignore_progress;
     use crate::sys::dir::{self, Dir};
     use crate::sys::stat::Time;

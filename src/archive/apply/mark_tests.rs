@@ -9,8 +9,11 @@ fn expected(lines: &[(&str, &str)]) -> BTreeMap<String, String> {
     lines.iter().map(|(path, what)| ((*path).to_owned(), (*what).to_owned())).collect()
 }
 
+/// Entries, and each path of the layer they make with what it is.
+type Unpacked = (&'static [&'static str], &'static [(&'static str, &'static str)]);
+
 /// Entries whose order must not matter, and the layer they make.
-const LAYERS: &[(&[&str], &[(&str, &str)])] = &[
+const LAYERS: &[Unpacked] = &[
     (&[".wh.x"], &[("x", "deleted")]),
     (&["d/.wh.x"], &[("d", "dir"), ("d/x", "deleted")]),
     (&["d/", "d/.wh.x"], &[("d", "dir"), ("d/x", "deleted")]),
@@ -51,7 +54,7 @@ fn marks_mean_lower_layers_only_in_any_order() {
 }
 
 /// Entries in their order, and the layer they make.
-const SEQUENCES: &[(&[&str], &[(&str, &str)])] = &[
+const SEQUENCES: &[Unpacked] = &[
     (&["x", "x/"], &[("x", "opaque")]),
     (&["x -> y", "x/"], &[("x", "opaque")]),
     (&["x/", "x/f", "x", "x/"], &[("x", "opaque")]),
