@@ -3,6 +3,7 @@
 
 mod support {
     #![allow(dead_code, reason = "each suite uses its part")]
+    pub mod imported;
     pub mod model;
     pub mod script;
     pub mod suite;

@@ -7,6 +7,7 @@
 
 mod support {
     #![allow(dead_code, reason = "each suite uses its part")]
+    pub mod imported;
     pub mod model;
     pub mod script;
     pub mod suite;
@@ -21,7 +22,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use stratafs::{Durability, DurablePointHook, Labels, Store};
 use support::model::{self, Model, Snapshot};
 use support::script::{self, SCRIPT};
-use support::suite;
+use support::{imported, suite};
 
 fn main() {
     if let Some(arguments) = suite::child_arguments() {
@@ -36,6 +37,7 @@ fn main() {
         })
         .collect();
     trials.push(suite::trial("killed_at_any_report_of_apply", None, killed_at_any_report));
+    trials.push(suite::trial("killed_at_any_report_of_import", None, killed_during_import));
     trials.push(suite::trial("killed_at_any_moment", None, killed_at_any_moment));
     suite::run(trials);
 }
@@ -94,6 +96,32 @@ fn killed_at_any_report() {
     }
 }
 
+/// An import leaves none of its layers, or all, or those that were whole until gc comes.
+fn killed_during_import() {
+    let layout = suite::temp();
+    imported::write_layout(layout.path());
+    let states = imported::states(&Model::default());
+    for k in 0.. {
+        let dir = suite::temp();
+        let root = dir.path().join("store");
+        lived_until(&root, 0);
+        let arguments = [root.to_str().unwrap(), &k.to_string(), layout.path().to_str().unwrap()];
+        let mut child = suite::child("import", &arguments);
+        let killed = suite::was_killed(child.wait().unwrap());
+        let mut allowed = states.clone();
+        let whole = allowed.pop().unwrap();
+        allowed.insert(0, Model::default());
+        if !killed {
+            allowed = vec![whole];
+        }
+        model::assert_survived(&root, &allowed, &format!("import, killed at report {k}"));
+        if !killed {
+            assert!(k > 2 * script::applied_tree().len(), "no report for each of the entries");
+            return;
+        }
+    }
+}
+
 /// A child lives through the script over and over and is killed from outside, wherever it is. It says
 /// which steps it has done; what it said is there.
 fn killed_at_any_moment() {
@@ -143,17 +171,22 @@ fn child(arguments: &[String]) {
             })));
             (SCRIPT[step].run)(&Store::open(root, options).unwrap());
         }
-        "apply" => {
+        duty @ ("apply" | "import") => {
             let last = number(2);
             let store = Store::open(root, model::options(Durability::None)).unwrap();
             let mut reports = 0;
-            script::apply(&store, "applied", None, &mut |_| {
+            let mut die_at_last = |_| {
                 if reports == last {
                     suite::kill_myself();
                 }
                 reports += 1;
                 ControlFlow::Continue(())
-            });
+            };
+            if duty == "apply" {
+                script::apply(&store, "applied", None, &mut die_at_last);
+            } else {
+                imported::import_from(&store, Path::new(&arguments[3]), &mut die_at_last);
+            }
         }
         "life" => {
             let store = Store::open(root, model::options(Durability::None)).unwrap();

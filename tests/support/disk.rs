@@ -182,15 +182,26 @@ impl Host {
     }
 }
 
-/// Writes to a new file until not one byte more has room.
+/// Makes a file so large that not one byte more has room.
 pub fn fill(path: &Path) {
     use std::io::{ErrorKind, Write as _};
     let mut file = File::create_new(path).unwrap();
-    let mut step = vec![0x5a_u8; 1 << 20];
-    while !step.is_empty() {
-        match file.write(&step) {
+    let (mut length, mut step) = (0_u64, 64_u64 << 20);
+    while step > 0 {
+        let flags = rustix::fs::FallocateFlags::empty();
+        match rustix::fs::fallocate(&file, flags, length, step) {
+            Ok(()) => length += step,
+            Err(rustix::io::Errno::NOSPC) => step /= 2,
+            Err(e) => panic!("{e}"),
+        }
+    }
+    // Where room for metadata and for data are apart, some is left.
+    let mut rest = vec![0x5a_u8; 1 << 20];
+    std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0)).unwrap();
+    while !rest.is_empty() {
+        match file.write(&rest) {
             Ok(_) => {}
-            Err(e) if e.kind() == ErrorKind::StorageFull => step.truncate(step.len() / 2),
+            Err(e) if e.kind() == ErrorKind::StorageFull => rest.truncate(rest.len() / 2),
             Err(e) => panic!("{e}"),
         }
     }

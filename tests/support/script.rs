@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use stratafs::{ApplyOptions, CommitOptions, Kind, Labels, Progress, Store, ignore_progress};
 
+use super::imported;
 use super::model::{Model, Node, Snapshot, Tree, upper_dir};
 
 /// One call of the store, or something done to a layer between calls.
@@ -183,6 +184,7 @@ pub const SCRIPT: &[Step] = &[
         },
         states: |m| vec![m.clone()],
     },
+    Step { name: "import an image", run: imported::import, states: imported::states },
 ];
 
 /// Applies the archive of [`applied_tree`].
