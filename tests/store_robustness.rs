@@ -3,6 +3,7 @@
 
 use std::ffi::CString;
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -84,4 +85,38 @@ fn a_child_of_a_read_only_root_with_xattrs_can_be_prepared() {
     store.remove("b").unwrap();
     store.remove("base").unwrap();
     assert_eq!(fs::read_dir(tmp.path().join("trash")).unwrap().count(), 0);
+}
+
+#[test]
+fn what_cannot_be_removed_keeps_neither_the_store_shut_nor_the_rest_from_removal() {
+    let tmp = temp();
+    drop(store(tmp.path()));
+    // A mount point below, say, or a file of somebody else; here a file that may not be changed.
+    let stuck = tmp.path().join("staging/0000000000000001/fs");
+    fs::create_dir_all(&stuck).unwrap();
+    fs::write(stuck.join("f"), "").unwrap();
+    if !set_immutable(&stuck.join("f"), true) {
+        // The file system or the caller's rights do not allow it.
+        return;
+    }
+    let store = std::panic::catch_unwind(|| store(tmp.path()));
+    for n in 2..40 {
+        fs::create_dir(tmp.path().join(format!("trash/{n:016x}"))).unwrap();
+    }
+    let e = store.as_ref().map(|store| store.gc(&mut ignore_progress).unwrap_err().to_string());
+    let stuck: Vec<_> = fs::read_dir(tmp.path().join("trash")).unwrap().collect();
+    for entry in &stuck {
+        set_immutable(&entry.as_ref().unwrap().path().join("fs/f"), false);
+    }
+    assert!(e.unwrap().contains("remove from the trash"));
+    assert_eq!(stuck.len(), 1);
+    store.unwrap().gc(&mut ignore_progress).unwrap();
+}
+
+/// As `chattr +i`; whether that is possible here.
+fn set_immutable(path: &Path, immutable: bool) -> bool {
+    let Ok(file) = fs::File::open(path) else { return false };
+    let flags: libc::c_int = if immutable { 0x10 } else { 0 };
+    // SAFETY: FS_IOC_SETFLAGS reads an int.
+    unsafe { libc::ioctl(file.as_raw_fd(), libc::FS_IOC_SETFLAGS, &flags) == 0 }
 }

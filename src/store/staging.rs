@@ -121,11 +121,16 @@ impl Drop for Published<'_> {
 /// Moves `entry` of `dir` to the trash and removes it from there. What could not be removed is left to
 /// [`empty_trash`].
 pub(super) fn discard(layout: &Layout, dir: &Dir, entry: &Name) -> Result<()> {
-    match to_trash(layout, dir, entry)? {
-        Some(trashed) => {
-            remove_tree(&layout.trash, &trashed, &mut || Ok(())).at("empty the trash of", entry)
-        }
-        None => Ok(()),
+    if let Some(trashed) = to_trash(layout, dir, entry)? {
+        remove_trashed(layout, &trashed);
+    }
+    Ok(())
+}
+
+/// Removes an entry of the trash. It is out of everybody's way already: failing costs but its room.
+fn remove_trashed(layout: &Layout, trashed: &Name) {
+    if let Err(e) = remove_tree(&layout.trash, trashed, &mut || Ok(())) {
+        tracing::warn!(name = ?trashed, error = %e, "entry of the trash is left for cleanup");
     }
 }
 
@@ -142,10 +147,12 @@ fn to_trash(layout: &Layout, dir: &Dir, entry: &Name) -> Result<Option<Name>> {
     }
 }
 
-/// Removes everything in the trash; how many entries.
+/// Removes everything in the trash; how many entries. What cannot be removed stays, and the first
+/// reason is given when all else is done.
 pub(super) fn empty_trash(layout: &Layout, progress: &mut ProgressFn<'_>) -> Result<u64> {
     let mut done = Progress::new(Phase::Remove);
     let mut removed = 0;
+    let mut failed = None;
     for entry in layout.trash.entries().at("list", layout.path.join("trash"))? {
         let held = match layout.trash.open_dir(&entry.name) {
             Ok(dir) => match try_lock(dir.into(), Sharing::Exclusive).at("lock", &entry.name)? {
@@ -161,12 +168,16 @@ pub(super) fn empty_trash(layout: &Layout, progress: &mut ProgressFn<'_>) -> Res
             done.entries += 1;
             report(progress, done).map_err(io::Error::from)
         };
-        remove_tree(&layout.trash, &entry.name, &mut each)
-            .map_err(|e| cancelled_or(e, &entry.name))?;
+        match remove_tree(&layout.trash, &entry.name, &mut each) {
+            Ok(()) => removed += 1,
+            Err(e) => match cancelled_or(e, &entry.name) {
+                e if e.kind() == ErrorKind::Cancelled => return Err(e),
+                e => failed = failed.or(Some(e)),
+            },
+        }
         drop(held);
-        removed += 1;
     }
-    Ok(removed)
+    failed.map_or(Ok(removed), Err)
 }
 
 fn cancelled_or(e: io::Error, path: &Name) -> Error {
@@ -194,7 +205,7 @@ pub(super) fn sweep_staging(layout: &Layout) -> Result<u64> {
     // Makers wait for no more than the renames.
     drop(gate);
     for trashed in &swept {
-        remove_tree(&layout.trash, trashed, &mut || Ok(())).at("empty the trash of", trashed)?;
+        remove_trashed(layout, trashed);
     }
     Ok(swept.len() as u64)
 }
