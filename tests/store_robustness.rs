@@ -1,15 +1,17 @@
 //! The store after accidents, and beside others that work on the same files.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::ffi::CString;
 use std::fs;
+use std::io::Write as _;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use stratafs::{
-    CommitOptions, ErrorKind, ExportOptions, Labels, LayerFormat, Store, StoreOptions,
-    ignore_progress,
+    CommitOptions, DurablePointHook, ErrorKind, ExportOptions, Labels, LayerFormat, Store,
+    StoreOptions, ignore_progress,
 };
 
 fn store(root: &Path) -> Store {
@@ -119,4 +121,32 @@ fn set_immutable(path: &Path, immutable: bool) -> bool {
     let flags: libc::c_int = if immutable { 0x10 } else { 0 };
     // SAFETY: FS_IOC_SETFLAGS reads an int.
     unsafe { libc::ioctl(file.as_raw_fd(), libc::FS_IOC_SETFLAGS, &flags) == 0 }
+}
+
+#[test]
+fn a_layer_stays_while_nobody_knows_whether_its_row_is_on_disk() {
+    let tmp = temp();
+    store(tmp.path()).prepare("a", None, Labels::new()).unwrap();
+    let (root, other) = (tmp.path().to_owned(), store(tmp.path()));
+    let mut options = StoreOptions::new();
+    options.on_durable_point = Some(DurablePointHook(Arc::new(move |at| {
+        if at.name == "transaction" && !at.done {
+            // So that nothing is served from memory; then the disk fails.
+            other.update("a", Labels::new(), &[]).unwrap();
+            spoil_log(&root.join("metadata.db-wal"));
+        }
+    })));
+    let failing = Store::open(tmp.path(), options).unwrap();
+    let e = failing.prepare("b", None, Labels::new()).unwrap_err();
+    assert_eq!(failing.stat("a").unwrap_err().kind(), ErrorKind::Poisoned, "{e}");
+    assert_eq!(fs::read_dir(tmp.path().join("snapshots")).unwrap().count(), 2, "{e}");
+}
+
+/// Overwrites the pages in SQLite's log, but not the headers of log and frames.
+fn spoil_log(path: &Path) {
+    let mut log = fs::read(path).unwrap();
+    for frame in log[32..].chunks_mut(24 + 4096) {
+        frame[24..].fill(0xff);
+    }
+    fs::OpenOptions::new().write(true).open(path).unwrap().write_all(&log).unwrap();
 }

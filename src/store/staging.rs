@@ -15,6 +15,7 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::path::Name;
 use crate::progress::{Phase, Progress, ProgressFn, report};
 use crate::sys::dir::{Dir, OnExisting};
+use crate::sys::errno;
 use crate::sys::lock::{Flock, Sharing, lock, try_lock};
 use crate::sys::remove::remove_tree;
 
@@ -101,7 +102,7 @@ pub(super) struct Published<'s> {
 }
 
 impl Published<'_> {
-    /// The row is committed.
+    /// The row is committed, or may be.
     pub(super) fn keep(mut self) {
         self.kept = true;
         drop(self.lock.take());
@@ -140,7 +141,7 @@ fn to_trash(layout: &Layout, dir: &Dir, entry: &Name) -> Result<Option<Name>> {
     match dir.rename(entry, &layout.trash, &trashed, OnExisting::Fail) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         // No room for a name in the trash: then from where it is.
-        Err(e) if e.kind() == io::ErrorKind::StorageFull => {
+        Err(e) if errno::is_full(&e) => {
             remove_tree(dir, entry, &mut || Ok(())).at("remove", entry).map(|()| None)
         }
         done => done.at("move to the trash", entry).map(|()| Some(trashed)),
