@@ -4,6 +4,7 @@
 use std::ffi::CString;
 use std::fs;
 use std::io::Write as _;
+use std::ops::ControlFlow;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -149,4 +150,25 @@ fn spoil_log(path: &Path) {
         frame[24..].fill(0xff);
     }
     fs::OpenOptions::new().write(true).open(path).unwrap().write_all(&log).unwrap();
+}
+
+#[test]
+fn what_is_removed_during_a_check_is_no_damage() {
+    let tmp = temp();
+    let store = store(tmp.path());
+    store.prepare("a", None, Labels::new()).unwrap();
+    for name in ["f", "g", "h"] {
+        fs::write(tmp.path().join("snapshots/1/fs").join(name), "").unwrap();
+    }
+    store.commit("layer", "a", CommitOptions::new()).unwrap();
+    let mut removed = false;
+    let report = store.check(&mut |_| {
+        if !removed {
+            store.remove("layer").unwrap();
+            removed = true;
+        }
+        ControlFlow::Continue(())
+    });
+    assert_eq!(report.unwrap().problems, []);
+    assert!(removed);
 }
