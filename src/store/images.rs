@@ -52,6 +52,7 @@ impl Store {
     /// - [`ErrorKind::NotFound`]: a layer is missing.
     /// - [`ErrorKind::FailedPrecondition`]: a layer is not committed.
     /// - [`ErrorKind::InvalidArgument`]: the name cannot be one.
+    /// - [`ErrorKind::LimitExceeded`]: manifest or configuration of more than 64 MiB.
     pub fn put_image(
         &self,
         name: &str,

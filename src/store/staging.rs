@@ -19,9 +19,11 @@ use crate::sys::errno;
 use crate::sys::lock::{Flock, Sharing, lock, try_lock};
 use crate::sys::remove::remove_tree;
 
-/// A number that nobody else draws.
+/// A number that nobody else draws; nor does a child after fork, which has the same random state.
 pub(super) fn random() -> u64 {
-    std::hash::RandomState::new().build_hasher().finish()
+    let mut hasher = std::hash::RandomState::new().build_hasher();
+    hasher.write_u32(std::process::id());
+    hasher.finish()
 }
 
 /// A locked entry of `staging/`; dropped unpublished, it is removed.
