@@ -130,10 +130,13 @@ impl<T: Default> Descent<T> {
         self.current = child;
         Ok(())
     }
+}
 
+impl<T> Descent<T> {
     /// Gives the directory its mode, and goes up; at the root it stays there.
     pub(crate) fn leave(&mut self) -> io::Result<()> {
-        if let Some(mode) = self.level_mut().mode.take() {
+        let level = self.below.last_mut().map_or(&mut self.root, |(_, level)| level);
+        if let Some(mode) = level.mode.take() {
             dir::fchmod(&*self.current, mode)?;
         }
         if self.below.pop().is_none() {
@@ -154,6 +157,18 @@ impl<T: Default> Descent<T> {
             },
         };
         Ok(())
+    }
+}
+
+/// A walk that an error ends gives the directories their modes too.
+impl<T> Drop for Descent<T> {
+    fn drop(&mut self) {
+        while self.root.mode.is_some() || self.below.iter().any(|(_, level)| level.mode.is_some()) {
+            if let Err(e) = self.leave() {
+                tracing::warn!(error = %e, "directories keep the rights that a walk gave them");
+                return;
+            }
+        }
     }
 }
 
@@ -233,6 +248,21 @@ mod tests {
         let root = Dir::open(tmp.path()).unwrap();
         let walk: Descent<()> = Descent::new(root, Purpose::Look).unwrap();
         assert_eq!((walk.level().mode, walk.dir().stat().unwrap().mode), (None, 0o500));
+    }
+
+    #[test]
+    fn a_walk_given_up_in_a_closed_directory_closes_it_again() {
+        let tmp = tempfile::tempdir().unwrap();
+        let closed = tmp.path().join("closed");
+        std::fs::create_dir_all(closed.join("open")).unwrap();
+        std::fs::set_permissions(&closed, PermissionsExt::from_mode(0o1010)).unwrap();
+        let root = Dir::open(tmp.path()).unwrap();
+        let mut walk: Descent<()> = Descent::new(root, Purpose::Change).unwrap();
+        walk.enter(&name("closed")).unwrap();
+        walk.enter(&name("open")).unwrap();
+        drop(walk);
+        let mode = std::fs::metadata(&closed).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o1010);
     }
 
     #[test]

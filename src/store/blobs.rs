@@ -8,12 +8,21 @@ use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::sys::dir::OnExisting;
 
-/// The largest blob that is read, in bytes: manifests and configurations are far smaller.
+/// The largest blob that is kept, in bytes: manifests and configurations are far smaller.
 const BLOB_MAX: u64 = 64 << 20;
 
 impl Store {
     /// Writes a blob; data and name are on disk with the next sync of the file system.
     pub(super) fn write_blob(&self, bytes: &[u8]) -> Result<Digest> {
+        if bytes.len() as u64 > BLOB_MAX {
+            return Err(Error::new(
+                ErrorKind::LimitExceeded,
+                format!(
+                    "a blob has {} bytes, and {BLOB_MAX} is the most that is kept",
+                    bytes.len()
+                ),
+            ));
+        }
         let digest = Digest::of(bytes);
         let (target, blobs) = (name(&digest.hex())?, &self.layout.blobs);
         let at = self.layout.path.join("blobs/sha256").join(digest.hex());
@@ -50,5 +59,23 @@ impl Store {
             Err(Error::new(ErrorKind::DigestMismatch, "blob is damaged: import its image again")
                 .with_path(at))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::LayerFormat;
+    use crate::store::StoreOptions;
+
+    #[test]
+    fn a_blob_too_large_to_be_read_back_is_not_written() {
+        let tmp = tempfile::tempdir().unwrap();
+        let mut options = StoreOptions::new();
+        options.format = Some(LayerFormat::Aufs);
+        let store = Store::open(tmp.path(), options).unwrap();
+        let large = vec![0; usize::try_from(BLOB_MAX).unwrap() + 1];
+        let e = store.put_image("image", &large, b"config", &[]).unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::LimitExceeded, "{e}");
     }
 }

@@ -56,7 +56,14 @@ impl Store {
         }
         for row in self.metadata.read(|tx| tx.every())? {
             report.snapshots += 1;
+            let sound = report.problems.len();
             self.check_snapshot(&row, &mut report, progress)?;
+            // What is removed while it is looked at is no damage.
+            if report.problems.len() > sound
+                && self.metadata.read(|tx| tx.find_id(row.id))?.is_none()
+            {
+                report.problems.truncate(sound);
+            }
         }
         for image in self.images()? {
             report.images += 1;
@@ -81,10 +88,7 @@ impl Store {
         let layer = match self.layout.layer_dir(row.id) {
             Ok(layer) => layer,
             Err(e) => {
-                // It may have been removed since the listing.
-                if self.metadata.read(|tx| tx.find_id(row.id))?.is_some() {
-                    report.add(object, format!("{e}; remove it"));
-                }
+                report.add(object, format!("{e}; remove it"));
                 return Ok(());
             }
         };

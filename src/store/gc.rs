@@ -44,9 +44,14 @@ impl Store {
                 report.workdirs += u64::from(self.sweep_workdir(&row)?);
             }
         }
-        report.trash = staging::empty_trash(&self.layout, progress)?;
+        let trash = match staging::empty_trash(&self.layout, progress) {
+            Err(e) if e.kind() == ErrorKind::Cancelled => return Err(e),
+            // What cannot be removed keeps nothing else from removal.
+            trash => trash,
+        };
         self.sweep_imports(&mut report)?;
         self.layout.fill_reserve()?;
+        report.trash = trash?;
         Ok(report)
     }
 

@@ -7,7 +7,7 @@ use super::snapshot::check_key;
 use super::{Store, Tx};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, IoContext, Result};
-use crate::sys::lock::{Flock, Sharing, lock};
+use crate::sys::lock::{Flock, Sharing, lock, try_lock};
 
 /// An image that the store holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +52,7 @@ impl Store {
     /// - [`ErrorKind::NotFound`]: a layer is missing.
     /// - [`ErrorKind::FailedPrecondition`]: a layer is not committed.
     /// - [`ErrorKind::InvalidArgument`]: the name cannot be one.
+    /// - [`ErrorKind::LimitExceeded`]: manifest or configuration of more than 64 MiB.
     pub fn put_image(
         &self,
         name: &str,
@@ -95,7 +96,8 @@ impl Store {
     }
 
     /// Removes an image, and those of its layers that neither another image nor a snapshot needs and
-    /// that nothing holds. Gives the names of the layers removed.
+    /// that nothing holds. Gives the names of the layers removed. Layers that an import brought are
+    /// left for [`Store::gc`] while another import runs, which may count on them.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`]: there is no such image.
@@ -106,8 +108,14 @@ impl Store {
             tx.delete_image(name)?;
             Ok(image)
         })?;
+        let at = self.layout.path.join("blobs/sha256");
+        let blobs = self.layout.blobs.reopen().at("open", &at)?;
+        let alone = try_lock(blobs.into(), Sharing::Exclusive).at("lock", &at)?.ok();
         let mut removed = Vec::new();
         for layer in image.layers.into_iter().rev() {
+            if alone.is_none() && self.is_imported(&layer)? {
+                break;
+            }
             match self.remove(&layer) {
                 Ok(()) => removed.push(layer),
                 // Something else needs it, and so all below it.
@@ -119,6 +127,12 @@ impl Store {
             }
         }
         Ok(removed)
+    }
+
+    /// Whether an import brought the snapshot, so that gc removes it when nothing needs it.
+    fn is_imported(&self, key: &str) -> Result<bool> {
+        let row = self.metadata.read(|tx| tx.find(key))?;
+        Ok(row.is_some_and(|row| row.info.labels.contains_key(Store::IMAGE_LAYER_LABEL)))
     }
 }
 
@@ -134,4 +148,30 @@ fn record(tx: &Tx<'_>, row: &ImageRow) -> Result<ImageRecord> {
 
 fn no_image(name: &str) -> Error {
     Error::new(ErrorKind::NotFound, format!("there is no image {name:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::LayerFormat;
+    use crate::progress::ignore_progress;
+    use crate::store::{CommitOptions, Labels, StoreOptions};
+
+    #[test]
+    fn layers_that_a_running_import_may_count_on_outlive_their_image() {
+        let tmp = tempfile::tempdir().unwrap();
+        let mut options = StoreOptions::new();
+        options.format = Some(LayerFormat::Aufs);
+        let store = Store::open(tmp.path(), options).unwrap();
+        store.prepare("a", None, Labels::new()).unwrap();
+        let labels = Labels::from([(Store::IMAGE_LAYER_LABEL.to_owned(), "true".to_owned())]);
+        store.commit("layer", "a", CommitOptions { labels, ..CommitOptions::new() }).unwrap();
+        store.put_image("image", b"manifest", b"config", &["layer".to_owned()]).unwrap();
+        // It has seen that the layer is there, and will name it.
+        let importing = store.begin_import().unwrap();
+        assert!(store.remove_image("image").unwrap().is_empty());
+        store.stat("layer").unwrap();
+        drop(importing);
+        assert_eq!(store.gc(&mut ignore_progress).unwrap().layers, 1);
+    }
 }

@@ -23,6 +23,7 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::LayerFormat;
 use crate::path::Name;
 use crate::sys::dir::{self, Dir, OnExisting};
+use crate::sys::errno;
 use crate::sys::lock::{self, Flock, Sharing};
 use crate::sys::xattr::{self, Of};
 
@@ -124,10 +125,10 @@ impl Layout {
 
     /// Sets blocks aside for a full disk, unless they are.
     pub(super) fn fill_reserve(&self) -> Result<()> {
-        let mut file = self
-            .root
-            .open_or_create(&name("reserve")?, 0o600)
-            .at("open", self.path.join("reserve"))?;
+        let mut file = match self.root.open_or_create(&name("reserve")?, 0o600) {
+            Err(e) if errno::is_full(&e) => return Ok(()),
+            file => file.at("open", self.path.join("reserve"))?,
+        };
         let fill = || -> std::io::Result<()> {
             if file.metadata()?.len() >= RESERVE {
                 return Ok(());
@@ -148,9 +149,7 @@ impl Layout {
         };
         match { fill }() {
             // Then there is none to give up, which is no reason not to open.
-            Err(e) if e.kind() == std::io::ErrorKind::StorageFull => {
-                self.release_reserve().map(drop)
-            }
+            Err(e) if errno::is_full(&e) => self.release_reserve().map(drop),
             done => done.at("fill", self.path.join("reserve")),
         }
     }
@@ -254,7 +253,9 @@ fn create_store(root: &Dir, path: &Path, wanted: Option<LayerFormat>) -> Result<
     for text in ["snapshots", "staging", "trash", "blobs"] {
         make(root, text)?;
     }
-    make(&root.open_dir(&name("blobs")?).at("open", path.join("blobs"))?, "sha256")?;
+    let blobs = root.open_dir(&name("blobs")?).at("open", path.join("blobs"))?;
+    make(&blobs, "sha256")?;
+    blobs.sync().at("sync", path.join("blobs"))?;
     let format = match wanted {
         Some(format) => {
             marks_are_readable(root, format).map_err(|e| e.with_path(path))?;
@@ -302,7 +303,7 @@ fn marks_are_readable(root: &Dir, format: LayerFormat) -> Result<()> {
             format!("layers of format {format} need {prefix}* xattrs, which cannot be read back here"),
         )),
         // It would be allowed.
-        Err(e) if e.kind() == std::io::ErrorKind::StorageFull => Ok(()),
+        Err(e) if errno::is_full(&e) => Ok(()),
         Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => Err(Error::new(
             ErrorKind::Incompatible,
             format!(

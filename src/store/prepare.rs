@@ -103,7 +103,7 @@ impl Store {
         drop(layer);
         let published = staged.publish(id)?;
         self.waits.sync_files(&self.layout.root)?;
-        let info = self.durably(|tx| {
+        let written = self.durably(|tx| {
             let parent = making.parent.map(|parent| committed_parent(tx, parent)).transpose()?;
             tx.insert(&NewSnapshot {
                 id,
@@ -115,9 +115,13 @@ impl Store {
                 diff_id: filled.diff_id,
             })?;
             Ok(tx.get(making.key)?.info)
-        })?;
-        published.keep();
-        Ok((info, filled))
+        });
+        // After an I/O error nobody knows whether the row will be there: whoever opens the store next
+        // finds out, and sweeps the layer if it is not.
+        if written.is_ok() || self.metadata.is_poisoned() {
+            published.keep();
+        }
+        Ok((written?, filled))
     }
 }
 

@@ -53,8 +53,9 @@ impl Store {
     /// Those of the file system.
     pub fn cleanup(&self) -> Result<()> {
         self.sweep()?;
-        staging::empty_trash(&self.layout, &mut ignore_progress)?;
-        self.layout.fill_reserve()
+        let emptied = staging::empty_trash(&self.layout, &mut ignore_progress);
+        self.layout.fill_reserve()?;
+        emptied.map(drop)
     }
 }
 

@@ -15,12 +15,15 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::path::Name;
 use crate::progress::{Phase, Progress, ProgressFn, report};
 use crate::sys::dir::{Dir, OnExisting};
+use crate::sys::errno;
 use crate::sys::lock::{Flock, Sharing, lock, try_lock};
 use crate::sys::remove::remove_tree;
 
-/// A number that nobody else draws.
+/// A number that nobody else draws; nor does a child after fork, which has the same random state.
 pub(super) fn random() -> u64 {
-    std::hash::RandomState::new().build_hasher().finish()
+    let mut hasher = std::hash::RandomState::new().build_hasher();
+    hasher.write_u32(std::process::id());
+    hasher.finish()
 }
 
 /// A locked entry of `staging/`; dropped unpublished, it is removed.
@@ -101,7 +104,7 @@ pub(super) struct Published<'s> {
 }
 
 impl Published<'_> {
-    /// The row is committed.
+    /// The row is committed, or may be.
     pub(super) fn keep(mut self) {
         self.kept = true;
         drop(self.lock.take());
@@ -121,11 +124,16 @@ impl Drop for Published<'_> {
 /// Moves `entry` of `dir` to the trash and removes it from there. What could not be removed is left to
 /// [`empty_trash`].
 pub(super) fn discard(layout: &Layout, dir: &Dir, entry: &Name) -> Result<()> {
-    match to_trash(layout, dir, entry)? {
-        Some(trashed) => {
-            remove_tree(&layout.trash, &trashed, &mut || Ok(())).at("empty the trash of", entry)
-        }
-        None => Ok(()),
+    if let Some(trashed) = to_trash(layout, dir, entry)? {
+        remove_trashed(layout, &trashed);
+    }
+    Ok(())
+}
+
+/// Removes an entry of the trash. It is out of everybody's way already: failing costs but its room.
+fn remove_trashed(layout: &Layout, trashed: &Name) {
+    if let Err(e) = remove_tree(&layout.trash, trashed, &mut || Ok(())) {
+        tracing::warn!(name = ?trashed, error = %e, "entry of the trash is left for cleanup");
     }
 }
 
@@ -135,17 +143,19 @@ fn to_trash(layout: &Layout, dir: &Dir, entry: &Name) -> Result<Option<Name>> {
     match dir.rename(entry, &layout.trash, &trashed, OnExisting::Fail) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         // No room for a name in the trash: then from where it is.
-        Err(e) if e.kind() == io::ErrorKind::StorageFull => {
+        Err(e) if errno::is_full(&e) => {
             remove_tree(dir, entry, &mut || Ok(())).at("remove", entry).map(|()| None)
         }
         done => done.at("move to the trash", entry).map(|()| Some(trashed)),
     }
 }
 
-/// Removes everything in the trash; how many entries.
+/// Removes everything in the trash; how many entries. What cannot be removed stays, and the first
+/// reason is given when all else is done.
 pub(super) fn empty_trash(layout: &Layout, progress: &mut ProgressFn<'_>) -> Result<u64> {
     let mut done = Progress::new(Phase::Remove);
     let mut removed = 0;
+    let mut failed = None;
     for entry in layout.trash.entries().at("list", layout.path.join("trash"))? {
         let held = match layout.trash.open_dir(&entry.name) {
             Ok(dir) => match try_lock(dir.into(), Sharing::Exclusive).at("lock", &entry.name)? {
@@ -161,12 +171,16 @@ pub(super) fn empty_trash(layout: &Layout, progress: &mut ProgressFn<'_>) -> Res
             done.entries += 1;
             report(progress, done).map_err(io::Error::from)
         };
-        remove_tree(&layout.trash, &entry.name, &mut each)
-            .map_err(|e| cancelled_or(e, &entry.name))?;
+        match remove_tree(&layout.trash, &entry.name, &mut each) {
+            Ok(()) => removed += 1,
+            Err(e) => match cancelled_or(e, &entry.name) {
+                e if e.kind() == ErrorKind::Cancelled => return Err(e),
+                e => failed = failed.or(Some(e)),
+            },
+        }
         drop(held);
-        removed += 1;
     }
-    Ok(removed)
+    failed.map_or(Ok(removed), Err)
 }
 
 fn cancelled_or(e: io::Error, path: &Name) -> Error {
@@ -194,7 +208,7 @@ pub(super) fn sweep_staging(layout: &Layout) -> Result<u64> {
     // Makers wait for no more than the renames.
     drop(gate);
     for trashed in &swept {
-        remove_tree(&layout.trash, trashed, &mut || Ok(())).at("empty the trash of", trashed)?;
+        remove_trashed(layout, trashed);
     }
     Ok(swept.len() as u64)
 }

@@ -12,3 +12,8 @@ pub(crate) fn eio() -> io::Error {
 pub(crate) fn name_too_long() -> io::Error {
     io::Error::from_raw_os_error(libc::ENAMETOOLONG)
 }
+
+/// Whether the file system is full, or the quota used up.
+pub(crate) fn is_full(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+}

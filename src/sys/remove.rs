@@ -4,6 +4,7 @@
 //! the tree's root, and removed from there.
 
 use std::io;
+use std::os::fd::{AsFd, AsRawFd};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -126,7 +127,8 @@ fn open_below(dir: &Dir, name: &Name) -> io::Result<Dir> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let how = ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS;
         match rustix::fs::openat2(dir, name.as_bytes(), flags, Mode::empty(), how) {
-            Err(Errno::NOSYS) => dir.open_dir(name),
+            // Before Linux 5.6; EPERM comes from seccomp filters that do not know the call.
+            Err(Errno::NOSYS | Errno::PERM) => open_on_same_mount(dir, name),
             done => Dir::try_from(done?),
         }
     };
@@ -145,6 +147,22 @@ fn open_below(dir: &Dir, name: &Name) -> io::Result<Dir> {
         }
     }
     Ok(child)
+}
+
+/// As openat2(2) with RESOLVE_NO_XDEV.
+fn open_on_same_mount(dir: &Dir, name: &Name) -> io::Result<Dir> {
+    let child = dir.open_dir(name)?;
+    if mount_id(dir)? == mount_id(&child)? { Ok(child) } else { Err(Errno::XDEV.into()) }
+}
+
+/// The mount that a descriptor was opened through, from the file that every kernel has (proc(5),
+/// `/proc/PID/fdinfo`).
+fn mount_id(dir: &Dir) -> io::Result<u64> {
+    let info = std::fs::read(format!("/proc/self/fdinfo/{}", dir.as_fd().as_raw_fd()))?;
+    info.split(|b| *b == b'\n')
+        .find_map(|line| line.strip_prefix(b"mnt_id:"))
+        .and_then(|id| std::str::from_utf8(id).ok()?.trim().parse().ok())
+        .ok_or_else(|| io::ErrorKind::Unsupported.into())
 }
 
 #[cfg(test)]
@@ -204,5 +222,17 @@ mod tests {
         // The other is done between two steps of the first.
         remove_tree(&dir, &name, &mut || remove_tree(&dir, &name, &mut || Ok(()))).unwrap();
         assert!(dir.is_empty().unwrap());
+    }
+
+    #[test]
+    fn mounts_are_not_entered_without_openat2_either() {
+        let root = Dir::open("/").unwrap();
+        let open = |name: &str| open_on_same_mount(&root, &Name::new(name).unwrap());
+        let e = open("proc").unwrap_err();
+        assert_eq!(e.raw_os_error(), Some(libc::EXDEV));
+        let tmp = tempfile::tempdir().unwrap();
+        fs::create_dir(tmp.path().join("d")).unwrap();
+        let dir = Dir::open(tmp.path()).unwrap();
+        open_on_same_mount(&dir, &Name::new("d").unwrap()).unwrap();
     }
 }

@@ -104,7 +104,7 @@ impl Metadata {
                 "this store was opened before a fork: open it again in the child",
             ));
         }
-        if self.poisoned.load(Ordering::Acquire) {
+        if self.is_poisoned() {
             return Err(Error::new(
                 ErrorKind::Poisoned,
                 "an earlier failure of the metadata left this handle unusable: open the store again",
@@ -136,6 +136,11 @@ impl Metadata {
             }
             if is_sqlites(&e) { e.with_path_if_none(&self.path) } else { e }
         })
+    }
+
+    /// Whether an earlier failure left the handle unusable, and what it wrote last in doubt.
+    pub(super) fn is_poisoned(&self) -> bool {
+        self.poisoned.load(Ordering::Acquire)
     }
 
     /// SQLite's own check of the file; its findings, none if it is sound.
