@@ -51,7 +51,8 @@ impl Unpack<'_> {
         }
         self.reach_parent(path, time(entry.mtime))?;
         match &entry.kind {
-            EntryKind::Directory => self.directory(entry, &name)?,
+            // Stands in the directory afterwards.
+            EntryKind::Directory => return self.directory(entry, &name),
             EntryKind::File { size, sparse } => {
                 self.check_file_size(path, *size)?;
                 let dir = self.target.dir();

@@ -63,12 +63,12 @@ fn union(layer: &Path, format: LayerFormat, lower: &Path) -> BTreeMap<String, St
     let branch = |path: &Path| Branch { dir: Arc::new(Dir::open(path).unwrap()), format };
     let stack = LayerStack::new(vec![branch(layer), branch(lower)]);
     let mut files = BTreeMap::new();
-    let mut dirs = vec![stack.root().unwrap()];
-    while let Some(dir) = dirs.pop() {
+    let mut dirs = vec![(RelPath::ROOT, stack.root().unwrap())];
+    while let Some((at, dir)) = dirs.pop() {
         for name in dir.list().unwrap().keys() {
-            let path = dir.path().join(name);
+            let path = at.join(name);
             match dir.enter(&stack, name).unwrap() {
-                Some(below) => dirs.push(below),
+                Some(below) => dirs.push((path, below)),
                 None => {
                     let found = dir.lookup(name).unwrap().unwrap();
                     let mut file = found.dir.open_file(&found.name).unwrap();
@@ -115,6 +115,19 @@ fn a_layer_over_a_tree_shows_what_unpacking_into_the_tree_gives() {
     assert!(compared > cases() / 4, "{compared} archives were fit");
 }
 
+/// Without the opaque marks below an opaque directory, which hide nothing more.
+fn once_opaque(mut layer: BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let opaque: Vec<String> =
+        layer.iter().filter(|(_, what)| *what == "opaque").map(|(path, _)| path.clone()).collect();
+    for (path, what) in &mut layer {
+        let below = opaque.iter().any(|o| path != o && Path::new(path).starts_with(o));
+        if below && what == "opaque" {
+            *what = "dir".to_owned();
+        }
+    }
+    layer
+}
+
 #[test]
 fn where_marks_stand_in_an_archive_changes_nothing() {
     let mut compared = 0;
@@ -128,7 +141,7 @@ fn where_marks_stand_in_an_archive_changes_nothing() {
             let layers = [&entries, &first, &last].map(|order| {
                 let tmp = scratch();
                 let done = unpack(&pack(order), tmp.path(), LayerTarget::Layer(format));
-                done.ok().map(|_| tree(tmp.path(), Some(format)))
+                done.ok().map(|_| once_opaque(tree(tmp.path(), Some(format))))
             });
             compared += u64::from(layers[0].is_some());
             for layer in &layers[1..] {
