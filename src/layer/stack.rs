@@ -121,17 +121,6 @@ impl LayerStack {
 }
 
 impl MergedDir {
-    /// Its path in the union.
-    #[cfg(test)]
-    pub(crate) fn path(&self) -> &RelPath {
-        &self.path
-    }
-
-    /// How many layers merge in it; each costs a descriptor.
-    pub(crate) fn layers(&self) -> usize {
-        self.parts.len()
-    }
-
     /// What the union shows here under `name`.
     pub(crate) fn lookup(&self, name: &Name) -> Result<Option<Visible>> {
         for part in &self.parts {
