@@ -119,7 +119,7 @@ mod tests {
             dir.make_dir(&name, 0o700).unwrap();
             dir = dir.open_dir(&name).unwrap();
         }
-        std::fs::set_permissions(tmp.path().join("d/d"), PermissionsExt::from_mode(0)).unwrap();
+        std::fs::set_permissions(tmp.path().join("d/d"), PermissionsExt::from_mode(0o000)).unwrap();
         assert_eq!(count(&root, &mut || Ok(())).unwrap().inodes, 1201);
         assert_eq!(root.open_dir(&name).unwrap().stat_at(&name).unwrap().mode, 0);
         crate::sys::remove::remove_tree(&root, &name, &mut || Ok(())).unwrap();

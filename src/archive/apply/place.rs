@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 
+use super::plnk::Stashed;
 use super::target::{Missing, Reached};
 use super::{Devices, Unpack, refuse, time};
 use crate::archive::entry::{Entry, EntryKind, Extent};
@@ -278,8 +279,9 @@ impl Unpack<'_> {
             refuse(path, format!("it is a hard link to {target:?}, {reason}"))
         };
         let (old_dir, old) = match self.stashed(target)? {
-            Some(found) => found.ok_or_else(|| bad("which is not in the archive before it"))?,
-            None => {
+            Stashed::Here(dir, name) => (dir, name),
+            Stashed::Missing => return Err(bad("which is not in the archive before it")),
+            Stashed::Elsewhere => {
                 let parent = target.parent().unwrap_or_default();
                 if self.reach(&parent, Missing::Stop, path)? != Reached::Directory {
                     return Err(bad("which does not exist"));

@@ -26,6 +26,15 @@ const STASH: &str = ".wh..wh.stratafs-";
 /// How many numbers are tried: more than one only where a crash left some behind.
 const ATTEMPTS: u32 = 1000;
 
+/// Where the target of a hard link is.
+pub(super) enum Stashed {
+    /// Not among the hidden files.
+    Elsewhere,
+    /// It should be, and is not.
+    Missing,
+    Here(Arc<Dir>, Name),
+}
+
 impl Unpack<'_> {
     /// Keeps a file of `.wh..wh.plnk`.
     pub(super) fn stash(
@@ -80,20 +89,18 @@ impl Unpack<'_> {
         self.target.at_root() && self.stash.as_ref() == Some(name)
     }
 
-    /// Where the target of a hard link is, if it is one of these; none inside if it is missing.
-    pub(super) fn stashed(&mut self, target: &RelPath) -> Result<Option<Option<(Arc<Dir>, Name)>>> {
+    /// Where the target of a hard link is, if it is one of these.
+    pub(super) fn stashed(&mut self, target: &RelPath) -> Result<Stashed> {
         let mut names = target.components();
         if names.next().is_none_or(|name| name.as_bytes() != DIRECTORY) {
-            return Ok(None);
+            return Ok(Stashed::Elsewhere);
         }
-        let (Some(name), None) = (names.next(), names.next()) else {
-            return Ok(Some(None));
-        };
-        if self.stash.is_none() {
-            return Ok(Some(None));
+        match (names.next(), names.next()) {
+            (Some(name), None) if self.stash.is_some() => {
+                Ok(Stashed::Here(Arc::new(self.stash_dir(target)?), name))
+            }
+            _ => Ok(Stashed::Missing),
         }
-        let dir = self.stash_dir(target)?;
-        Ok(Some(Some((Arc::new(dir), name))))
     }
 
     /// Removes the hidden directory.
