@@ -3,6 +3,10 @@
 //! crate's interface.
 #![allow(clippy::expect_used)]
 
+mod archive;
+
+pub use archive::{marks, tar_apply, tar_entry};
+
 use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;

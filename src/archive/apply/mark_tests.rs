@@ -5,15 +5,15 @@ use std::collections::BTreeMap;
 use super::test_archive::*;
 use super::*;
 
-fn expected(lines: &[(&str, &str)]) -> BTreeMap<String, String> {
+fn expected(lines: Lines<'_>) -> BTreeMap<String, String> {
     lines.iter().map(|(path, what)| ((*path).to_owned(), (*what).to_owned())).collect()
 }
 
-/// Entries, and each path of the layer they make with what it is.
-type Unpacked = (&'static [&'static str], &'static [(&'static str, &'static str)]);
+/// Paths, and what is there.
+type Lines<'a> = &'a [(&'a str, &'a str)];
 
 /// Entries whose order must not matter, and the layer they make.
-const LAYERS: &[Unpacked] = &[
+const LAYERS: &[(&[&str], Lines<'_>)] = &[
     (&[".wh.x"], &[("x", "deleted")]),
     (&["d/.wh.x"], &[("d", "dir"), ("d/x", "deleted")]),
     (&["d/", "d/.wh.x"], &[("d", "dir"), ("d/x", "deleted")]),
@@ -54,7 +54,7 @@ fn marks_mean_lower_layers_only_in_any_order() {
 }
 
 /// Entries in their order, and the layer they make.
-const SEQUENCES: &[Unpacked] = &[
+const SEQUENCES: &[(&[&str], Lines<'_>)] = &[
     (&["x", "x/"], &[("x", "opaque")]),
     (&["x -> y", "x/"], &[("x", "opaque")]),
     (&["x/", "x/f", "x", "x/"], &[("x", "opaque")]),
@@ -93,7 +93,7 @@ fn an_opaque_root_is_marked() {
 }
 
 /// What is there, entries whose order must not matter, and the tree they leave.
-type Case<'a> = (&'a [&'a str], &'a [&'a str], &'a [(&'a str, &'a str)]);
+type Case<'a> = (&'a [&'a str], &'a [&'a str], Lines<'a>);
 
 const TREES: &[Case<'_>] = &[
     (&["x", "y"], &[".wh.x"], &[("y", "y")]),

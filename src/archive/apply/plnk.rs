@@ -26,11 +26,11 @@ const STASH: &str = ".wh..wh.stratafs-";
 /// How many numbers are tried: more than one only where a crash left some behind.
 const ATTEMPTS: u32 = 1000;
 
-/// Where a hard link's target is.
+/// Where the target of a hard link is.
 pub(super) enum Stashed {
-    /// It is none of the hidden ones.
+    /// Not among the hidden files.
     Elsewhere,
-    /// It would be one of them, and is not there.
+    /// It should be, and is not.
     Missing,
     Here(Arc<Dir>, Name),
 }
@@ -95,14 +95,12 @@ impl Unpack<'_> {
         if names.next().is_none_or(|name| name.as_bytes() != DIRECTORY) {
             return Ok(Stashed::Elsewhere);
         }
-        let (Some(name), None) = (names.next(), names.next()) else {
-            return Ok(Stashed::Missing);
-        };
-        if self.stash.is_none() {
-            return Ok(Stashed::Missing);
+        match (names.next(), names.next()) {
+            (Some(name), None) if self.stash.is_some() => {
+                Ok(Stashed::Here(Arc::new(self.stash_dir(target)?), name))
+            }
+            _ => Ok(Stashed::Missing),
         }
-        let dir = self.stash_dir(target)?;
-        Ok(Stashed::Here(Arc::new(dir), name))
     }
 
     /// Removes the hidden directory.
