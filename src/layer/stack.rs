@@ -121,6 +121,11 @@ impl LayerStack {
 }
 
 impl MergedDir {
+    /// How many layers merge in it; each costs a descriptor.
+    pub(crate) fn layers(&self) -> usize {
+        self.parts.len()
+    }
+
     /// What the union shows here under `name`.
     pub(crate) fn lookup(&self, name: &Name) -> Result<Option<Visible>> {
         for part in &self.parts {
