@@ -15,9 +15,10 @@ use stratafs::{
 
 fn main() {
     let root = fs::metadata("/proc/self").unwrap().uid() == 0;
-    let mounting: [(&str, fn()); 2] = [
+    let mounting: [(&str, fn()); 3] = [
         ("a_left_mount_can_be_written_to_after_commit", left_and_committed),
         ("settling_under_a_left_mount_is_not_noted", left_and_settled),
+        ("a_mount_whose_maker_died_before_it_was_noted_is_held", died_while_mounting),
     ];
     let mut trials: Vec<Trial> = mounting
         .into_iter()
@@ -126,4 +127,26 @@ fn given_out_and_settled() {
     store.settle("a", &mut ignore_progress).unwrap();
     fs::write(newest(tmp.path()).join("fs/g"), "new").unwrap();
     assert_eq!(store.commit("c", "a", CommitOptions::new()).unwrap().usage.unwrap().inodes, 2);
+}
+
+fn died_while_mounting() {
+    let tmp = temp();
+    let store = Store::open(tmp.path().join("store"), options()).unwrap();
+    fill(&store);
+    let mount = mount_and_leave(&store, tmp.path());
+    // What is on disk between the mount and the note of which mount it is.
+    let rows = tmp.path().join("store/run/mounts");
+    let row = fs::read_dir(&rows).unwrap().next().unwrap().unwrap().path();
+    let mut note: serde_json::Value = serde_json::from_slice(&fs::read(&row).unwrap()).unwrap();
+    note["identity"] = serde_json::Value::Null;
+    fs::write(&row, note.to_string()).unwrap();
+    let busy = |e: stratafs::Error| assert_eq!(e.kind(), stratafs::ErrorKind::Busy, "{e}");
+    store.gc(&mut ignore_progress).unwrap();
+    busy(store.remove("a").unwrap_err());
+    let other = tmp.path().join("other");
+    fs::create_dir(&other).unwrap();
+    busy(store.activate("a", &other, &MountOptions::default()).unwrap_err());
+    store.deactivate(&mount).unwrap();
+    assert_eq!(fs::read_dir(&rows).unwrap().count(), 0);
+    store.remove("a").unwrap();
 }

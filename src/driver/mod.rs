@@ -23,6 +23,8 @@ pub use mounts::{Mount, Restrictions};
 pub use overlay::{MAX_LAYERS, OverlayDriver, Rung};
 pub use probe::{Feature, Probe, ProbeTarget};
 
+pub(crate) use target::is_mount_point;
+
 use crate::error::Result;
 use crate::layer::LayerFormat;
 

@@ -74,6 +74,17 @@ impl MountPoint {
     }
 }
 
+/// Whether anything is mounted at `path`; what is not there is no mount point.
+pub(crate) fn is_mount_point(path: &Path) -> Result<bool> {
+    match MountPoint::open(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+        point => match point?.is_mounted() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            mounted => mounted.at("look for a mount at", path),
+        },
+    }
+}
+
 /// The ids of the topmost mount on a path.
 pub(super) fn topmost(path: &Path) -> Result<MountIds> {
     MountPoint::open(path)?.topmost().at("look at mount target", path)

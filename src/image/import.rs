@@ -50,22 +50,17 @@ pub fn import_image(
     progress: &mut ProgressFn<'_>,
 ) -> Result<ImageRecord> {
     let image = layout.image(&options.select)?;
-    let _importing = store.begin_import()?;
+    let importing = store.begin_import()?;
     let mut brought = Vec::new();
     let done = layers(store, layout, &image, options, &mut brought, progress).and_then(|layers| {
         store.put_image(name, image.manifest_json(), image.config_json(), &layers)
     });
-    if done.is_err() {
-        for layer in brought.iter().rev() {
-            match store.remove(layer) {
-                Ok(()) => {}
-                // Somebody has built on it meanwhile.
-                Err(e) if e.kind() == ErrorKind::FailedPrecondition => break,
-                Err(e) => {
-                    tracing::warn!(layer, error = %e, "layer of a failed import is left for gc")
-                }
-            }
-        }
+    drop(importing);
+    // What another import counts on meanwhile is left for gc.
+    if done.is_err()
+        && let Err(e) = store.remove_unneeded(brought)
+    {
+        tracing::warn!(error = %e, "layers of a failed import are left for gc");
     }
     done.map_err(|e| e.context(format!("import of image {name:?} failed")))
 }

@@ -18,7 +18,7 @@ use super::snapshot::Kind;
 use super::{Store, staging, wrong_kind};
 use crate::driver::{
     Driver, Guard, Mount, MountIdentity, MountOptions, MountRequest, MountState, NamespaceId,
-    UpperDir, unmount_at,
+    UpperDir, is_mount_point, unmount_at,
 };
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::sys::lock::Sharing;
@@ -30,7 +30,9 @@ struct MountRow {
     snapshot: i64,
     /// Bytes, since a path need not be UTF-8.
     target: Vec<u8>,
-    identity: MountIdentity,
+    /// None while it is being mounted; should the process die then, whatever is mounted at the target
+    /// is taken for it.
+    identity: Option<MountIdentity>,
 }
 
 impl MountRow {
@@ -40,9 +42,12 @@ impl MountRow {
 
     /// Whether nobody can be in the mount any more. In doubt it is there.
     fn is_gone(&self) -> Result<bool> {
-        Ok(match self.identity.state(&self.target())? {
+        let Some(identity) = &self.identity else {
+            return is_mount_point(&self.target()).map(|mounted| !mounted);
+        };
+        Ok(match identity.state(&self.target())? {
             MountState::Gone => true,
-            MountState::OtherNamespace => !is_inhabited(self.identity.mount_namespace()),
+            MountState::OtherNamespace => !is_inhabited(identity.mount_namespace()),
             MountState::Mounted | MountState::Unknown => false,
         })
     }
@@ -111,14 +116,24 @@ impl Store {
         let target = target.canonicalize().at("find the mount point", target)?;
         let request = self.request(&row, options)?;
         self.unsettle(&row)?;
-        let mut guard = self.driver.activate(&request, &target)?;
-        // From here on a failure drops the guard, which unmounts.
-        let row = self.write_row(&MountRow {
+        let mut mount = MountRow {
             snapshot: row.id,
             target: target.as_os_str().as_bytes().to_vec(),
-            identity: guard.identity().clone(),
-        })?;
-        guard.hold(Box::new(Kept { row, _hold: hold }));
+            identity: None,
+        };
+        let path = self.row_path(row.id)?;
+        write_row(&path, &mount)?;
+        let mut guard = match self.driver.activate(&request, &target) {
+            Ok(guard) => guard,
+            Err(e) => {
+                remove_row(&path)?;
+                return Err(e);
+            }
+        };
+        // From here on a failure drops the guard, which unmounts.
+        mount.identity = Some(guard.identity().clone());
+        write_row(&path, &mount)?;
+        guard.hold(Box::new(Kept { row: path, _hold: hold }));
         Ok(guard)
     }
 
@@ -131,7 +146,7 @@ impl Store {
         let target = target.canonicalize().at("find the mount point", target)?;
         for (path, row) in self.rows()? {
             if row.target() == target && !row.is_gone()? {
-                unmount_at(&target, Some(&row.identity))?;
+                unmount_at(&target, row.identity.as_ref())?;
                 return remove_if_gone(&path);
             }
         }
@@ -164,6 +179,15 @@ impl Store {
             }
         }
         for (path, row) in self.rows()? {
+            // Who is just mounting it holds the snapshot.
+            let _hold = match row.identity {
+                Some(_) => None,
+                None => match self.try_hold(row.snapshot, Sharing::Exclusive) {
+                    Ok(None) => continue,
+                    Err(e) if e.kind() == ErrorKind::NotFound => None,
+                    hold => hold?,
+                },
+            };
             if row.is_gone()? {
                 remove_if_gone(&path)?;
                 swept += 1;
@@ -207,8 +231,8 @@ impl Store {
         self.run_dir.join("mounts")
     }
 
-    /// Writes a row whole, under a name that nobody else has.
-    fn write_row(&self, row: &MountRow) -> Result<PathBuf> {
+    /// A new row's file, under a name that nobody else has.
+    fn row_path(&self, snapshot: i64) -> Result<PathBuf> {
         use std::os::unix::fs::DirBuilderExt;
         let dir = self.mounts_dir();
         std::fs::DirBuilder::new()
@@ -216,15 +240,8 @@ impl Store {
             .mode(0o700)
             .create(&dir)
             .at("create directory", &dir)?;
-        let boot = row.identity.boot_id();
-        let name = format!("{}-{boot}-{:016x}", row.snapshot, staging::random());
-        let (temp, path) = (dir.join(format!(".{name}")), dir.join(name));
-        let text = serde_json::to_vec(row)
-            .map_err(|e| Error::new(ErrorKind::Io, "cannot write a mount's row").with_source(e))?;
-        std::fs::write(&temp, text)
-            .and_then(|()| std::fs::rename(&temp, &path))
-            .at("write", &path)?;
-        Ok(path)
+        let boot = boot()?;
+        Ok(dir.join(format!("{snapshot}-{boot}-{:016x}", staging::random())))
     }
 
     /// All rows of this boot.
@@ -268,6 +285,17 @@ fn is_of_another_boot(path: &Path, current: &str) -> bool {
         .and_then(|(_snapshot, rest)| rest.rsplit_once('-'))
         .map(|(boot, _random)| boot);
     boot.is_some_and(|boot| boot != current)
+}
+
+/// Writes or replaces a row as a whole.
+fn write_row(path: &Path, row: &MountRow) -> Result<()> {
+    let name = path.file_name().unwrap_or_default();
+    let mut hidden = OsString::from(".");
+    hidden.push(name);
+    let temp = path.with_file_name(hidden);
+    let text = serde_json::to_vec(row)
+        .map_err(|e| Error::new(ErrorKind::Io, "cannot write a mount's row").with_source(e))?;
+    std::fs::write(&temp, text).and_then(|()| std::fs::rename(&temp, path)).at("write", path)
 }
 
 fn remove_row(path: &Path) -> Result<()> {

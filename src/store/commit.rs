@@ -34,7 +34,7 @@ impl Store {
         // While it is mounted it may change again.
         if hold.is_some() && self.is_unmounted(&row)? {
             // The note must not outlive a power cut that loses what it is about.
-            self.waits.sync_files(&self.layout.root)?;
+            self.waits.sync_files(&self.layout.layer_dir(row.id)?)?;
             self.durably(|tx| match tx.find(key)? {
                 Some(now) if now.id == row.id => {
                     // Else somebody was told meanwhile how to mount it.
@@ -71,7 +71,7 @@ impl Store {
             (true, Some(usage), Some(has_marks)) => (usage, has_marks),
             _ => self.inspect(&row, &mut ignore_progress)?,
         };
-        self.waits.sync_files(&self.layout.root)?;
+        self.waits.sync_files(&self.layout.layer_dir(row.id)?)?;
         let row = self.durably(|tx| {
             let row = match tx.find(key)? {
                 Some(now) if now.id == row.id && now.info.kind == Kind::Active => now,

@@ -61,7 +61,9 @@ impl Waits {
         }
     }
 
-    /// Data and names of everything on the file system of `dir`.
+    /// Data and names of everything on the file system of `dir`. The kernel tells a failed write once
+    /// to each open file, and to one opened later if nobody was told: so `dir` must be the caller's own,
+    /// lest an error of his be told to another.
     pub(super) fn sync_files(&self, dir: &Dir) -> Result<()> {
         match self.durability {
             Durability::None => Ok(()),

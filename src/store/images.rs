@@ -69,7 +69,8 @@ impl Store {
             config: self.write_blob(config)?,
             created: SystemTime::now(),
         };
-        self.waits.sync_files(&self.layout.root)?;
+        let blobs = self.layout.blobs.reopen().at("open", self.layout.path.join("blobs/sha256"))?;
+        self.waits.sync_files(&blobs)?;
         self.durably(|tx| {
             tx.put_image(&row, layers)?;
             record(tx, &row)
@@ -108,11 +109,17 @@ impl Store {
             tx.delete_image(name)?;
             Ok(image)
         })?;
+        self.remove_unneeded(image.layers)
+    }
+
+    /// Removes those of an image's layers, given with the base first, that nothing needs. Gives the
+    /// names of those removed.
+    pub(crate) fn remove_unneeded(&self, layers: Vec<String>) -> Result<Vec<String>> {
         let at = self.layout.path.join("blobs/sha256");
         let blobs = self.layout.blobs.reopen().at("open", &at)?;
         let alone = try_lock(blobs.into(), Sharing::Exclusive).at("lock", &at)?.ok();
         let mut removed = Vec::new();
-        for layer in image.layers.into_iter().rev() {
+        for layer in layers.into_iter().rev() {
             if alone.is_none() && self.is_imported(&layer)? {
                 break;
             }

@@ -100,9 +100,9 @@ impl Store {
             copy_root_attributes(&self.layout.layer_dir(parent)?, &layer)?;
         }
         let filled = fill(&layer)?;
-        drop(layer);
         let published = staged.publish(id)?;
-        self.waits.sync_files(&self.layout.root)?;
+        self.waits.sync_files(&layer)?;
+        drop(layer);
         let written = self.durably(|tx| {
             let parent = making.parent.map(|parent| committed_parent(tx, parent)).transpose()?;
             tx.insert(&NewSnapshot {
