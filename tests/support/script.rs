@@ -62,11 +62,17 @@ pub const SCRIPT: &[Step] = &[
         states: |m| vec![m.clone()],
     },
     Step {
+        name: "write what nobody syncs",
+        run: |store| fs::write(upper_dir(store, "a").join("latest"), vec![b'l'; 70_000]).unwrap(),
+        states: |m| vec![m.clone()],
+    },
+    Step {
         name: "commit what is not settled",
         run: |store| drop(store.commit("base", "a", CommitOptions::new()).unwrap()),
         states: |m| {
             let mut tree = base_tree();
             tree.insert("late".into(), Node::File(b"late".to_vec()));
+            tree.insert("latest".into(), Node::File(vec![b'l'; 70_000]));
             one(m, |m| committed(m, "base", "a", tree))
         },
     },
