@@ -57,7 +57,9 @@ pub const SCRIPT: &[Step] = &[
             let dir = upper_dir(store, "a");
             fs::write(dir.join("late"), b"late").unwrap();
             // On disk before anything that the store still holds back.
-            rustix::fs::syncfs(fs::File::open(dir).unwrap()).unwrap();
+            for path in [dir.join("late"), dir] {
+                fs::File::open(path).unwrap().sync_all().unwrap();
+            }
         },
         states: |m| vec![m.clone()],
     },
