@@ -57,8 +57,15 @@ pub const SCRIPT: &[Step] = &[
             let dir = upper_dir(store, "a");
             fs::write(dir.join("late"), b"late").unwrap();
             // On disk before anything that the store still holds back.
-            rustix::fs::syncfs(fs::File::open(dir).unwrap()).unwrap();
+            for path in [dir.join("late"), dir] {
+                fs::File::open(path).unwrap().sync_all().unwrap();
+            }
         },
+        states: |m| vec![m.clone()],
+    },
+    Step {
+        name: "write what nobody syncs",
+        run: |store| fs::write(upper_dir(store, "a").join("latest"), vec![b'l'; 70_000]).unwrap(),
         states: |m| vec![m.clone()],
     },
     Step {
@@ -67,6 +74,7 @@ pub const SCRIPT: &[Step] = &[
         states: |m| {
             let mut tree = base_tree();
             tree.insert("late".into(), Node::File(b"late".to_vec()));
+            tree.insert("latest".into(), Node::File(vec![b'l'; 70_000]));
             one(m, |m| committed(m, "base", "a", tree))
         },
     },
