@@ -3,10 +3,15 @@
 //! a program or a right is missing.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+#[path = "support/tree.rs"]
+mod tree;
+
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Output};
+
+use tree::Times;
 
 use libtest_mimic::{Arguments, Trial};
 use stratafs::{
@@ -21,32 +26,9 @@ fn run(program: &str, arguments: &[&str]) -> Output {
     output
 }
 
-/// A line for everything that must be the same of each path.
 fn tree(root: &Path) -> Vec<String> {
-    let mut lines = Vec::new();
-    for entry in walkdir::WalkDir::new(root).min_depth(1).sort_by_file_name() {
-        let entry = entry.unwrap();
-        let meta = fs::symlink_metadata(entry.path()).unwrap();
-        let content = if meta.is_file() {
-            format!("{:?}", fs::read(entry.path()).unwrap())
-        } else if meta.is_symlink() {
-            format!("{:?}", fs::read_link(entry.path()).unwrap())
-        } else {
-            String::new()
-        };
-        // Other unpackers keep whole seconds of the times of links and directories at best.
-        let mtime = if meta.is_file() { meta.mtime() } else { 0 };
-        let links = if meta.is_dir() { 0 } else { meta.nlink() };
-        lines.push(format!(
-            "{:?} {:o} {}:{} {:x} {links} {mtime} {content}",
-            entry.path().strip_prefix(root).unwrap(),
-            meta.mode(),
-            meta.uid(),
-            meta.gid(),
-            meta.rdev(),
-        ));
-    }
-    lines
+    // The root's own mode is the unpacker's.
+    tree::lines(root, Times::OfFilesInSeconds).split_off(1)
 }
 
 #[track_caller]

@@ -4,11 +4,16 @@
 //! as ignored, with the reason in its name.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+#[path = "support/tree.rs"]
+mod tree;
+
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+
+use tree::Times;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use stratafs::{
@@ -79,31 +84,8 @@ impl Fixture {
     }
 }
 
-/// Everything about a tree that must survive: a line for each path.
 fn tree(root: &Path) -> Vec<String> {
-    let mut lines = Vec::new();
-    for entry in walkdir::WalkDir::new(root).sort_by_file_name() {
-        let entry = entry.unwrap();
-        let meta = fs::symlink_metadata(entry.path()).unwrap();
-        let content = if meta.is_file() {
-            format!("{:?}", fs::read(entry.path()).unwrap())
-        } else if meta.is_symlink() {
-            format!("{:?}", fs::read_link(entry.path()).unwrap())
-        } else {
-            String::new()
-        };
-        let links = if meta.is_dir() { 0 } else { meta.nlink() };
-        let mtime = if entry.depth() == 0 { 0 } else { meta.mtime_nsec() + meta.mtime() };
-        lines.push(format!(
-            "{:?} {:o} {}:{} {:x} {links} {mtime} {content}",
-            entry.path().strip_prefix(root).unwrap(),
-            meta.mode(),
-            meta.uid(),
-            meta.gid(),
-            meta.rdev(),
-        ));
-    }
-    lines
+    tree::lines(root, Times::All)
 }
 
 fn names(dir: &Path) -> Vec<String> {
