@@ -247,6 +247,27 @@ fn layers_applied_apart_and_rebased_keep_their_deletions(f: &Fixture) {
     });
 }
 
+fn directories_that_a_layer_does_not_describe_stay_as_they_are(f: &Fixture) {
+    f.layer("base", None, |root| {
+        write(&root.join("home/user/file"), "x");
+        fs::set_permissions(root.join("home/user"), Permissions::from_mode(0o2750)).unwrap();
+        std::os::unix::fs::chown(root.join("home/user"), Some(1000), Some(1001)).unwrap();
+        fs::set_permissions(root.join("home/user"), Permissions::from_mode(0o2750)).unwrap();
+    });
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_ustar();
+    header.set_size(1);
+    header.set_mode(0o644);
+    tar.append_data(&mut header, "home/user/new", &b"y"[..]).unwrap();
+    f.apply("top", Some("base"), &tar.into_inner().unwrap());
+    f.look("top", |root| {
+        let meta = fs::metadata(root.join("home/user")).unwrap();
+        assert_eq!((meta.mode() & 0o7777, meta.uid(), meta.gid()), (0o2750, 1000, 1001));
+        assert_eq!(names(&root.join("home/user")), ["file", "new"]);
+    });
+    assert_eq!(f.changes("top"), ["A /home/user/new"]);
+}
+
 fn many_layers(f: &Fixture) {
     f.layer("l0", None, |root| write(&root.join("f0"), "0"));
     let tar = f.export("l0");
@@ -375,6 +396,10 @@ fn main() {
         (
             "layers_applied_apart_and_rebased_keep_their_deletions",
             layers_applied_apart_and_rebased_keep_their_deletions,
+        ),
+        (
+            "directories_that_a_layer_does_not_describe_stay_as_they_are",
+            directories_that_a_layer_does_not_describe_stay_as_they_are,
         ),
         ("many_layers", many_layers),
         ("views_cannot_be_written", views_cannot_be_written),

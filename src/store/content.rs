@@ -75,7 +75,8 @@ impl Store {
     }
 
     /// Unpacks a layer archive, compressed or not, onto the committed `parent`, and commits it as
-    /// `name`. Nothing is to be seen of it before it is whole and on disk.
+    /// `name`. Nothing is to be seen of it before it is whole and on disk. Directories that it puts
+    /// things into without describing them keep the attributes that they have in the parents.
     ///
     /// # Errors
     /// - As [`Store::prepare`].
@@ -110,10 +111,20 @@ impl Store {
         progress: &mut ProgressFn<'_>,
     ) -> Result<Applied> {
         let making = Making { key: name, kind: Kind::Committed, parent, labels: &labels };
+        // A directory that the archive has no entry for is not to lose its owner and mode.
+        let mut options = options.clone();
+        if let Some(parent) = parent {
+            let chain = self.metadata.read(|tx| match tx.find(parent)? {
+                Some(row) => tx.chain(row.id),
+                // Which `make` answers.
+                None => Ok(Vec::new()),
+            })?;
+            options.parents.extend(chain.iter().map(|row| self.layout.snapshot_path(row.id, "fs")));
+        }
         let mut result = None;
         self.make(&making, |layer| {
             let target = LayerTarget::Layer(self.layout.format);
-            let applied = archive::apply(input, layer, target, options, progress)?;
+            let applied = archive::apply(input, layer, target, &options, progress)?;
             if let Some(expected) = expected
                 && applied.diff_id != expected
             {

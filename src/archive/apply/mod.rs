@@ -147,8 +147,6 @@ struct Unpack<'a> {
     /// The format of marks; none for a plain tree.
     format: Option<LayerFormat>,
     target: Target,
-    /// Those of [`ApplyOptions::parents`], open.
-    parents: Vec<Dir>,
     /// Where AUFS's hidden link targets are kept, once there was one.
     stash: Option<Name>,
     /// What this archive made; of a plain tree only.
@@ -197,9 +195,10 @@ impl<'a> Unpack<'a> {
         progress: &'a mut ProgressFn<'_>,
     ) -> Result<Self> {
         let clone = root.try_clone().at("open directory to unpack into", "")?;
-        let parents = options.parents.iter().map(|path| {
-            Dir::open(path).at("open directory that parents take their attributes from", path)
-        });
+        // To fail early. There may be hundreds: they are not kept open.
+        for parent in &options.parents {
+            open_parent(parent)?;
+        }
         let format = match target {
             LayerTarget::Layer(format) => Some(format),
             LayerTarget::Tree => None,
@@ -208,7 +207,6 @@ impl<'a> Unpack<'a> {
             options,
             format,
             target: Target::new(clone).at("open directory to unpack into", "")?,
-            parents: parents.collect::<Result<_>>()?,
             stash: None,
             placed: Placed::default(),
             opaque: HashSet::new(),
@@ -302,6 +300,11 @@ impl<'a> Unpack<'a> {
         }
         Ok(())
     }
+}
+
+/// Opens one of [`ApplyOptions::parents`].
+fn open_parent(path: &Path) -> Result<Dir> {
+    Dir::open(path).at("open directory that parents take their attributes from", path)
 }
 
 /// What the name of an entry says about it.

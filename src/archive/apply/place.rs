@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 
 use super::plnk::Stashed;
 use super::target::{Missing, Reached};
-use super::{Devices, Unpack, refuse, time};
+use super::{Devices, Unpack, open_parent, refuse, time};
 use crate::archive::entry::{Entry, EntryKind, Extent};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::marks::{self, DotWh};
@@ -217,11 +217,11 @@ impl Unpack<'_> {
     /// The directory of the current path in the first of the parents that has the path.
     fn model(&self) -> Result<Option<(Dir, Stat)>> {
         let mut path = RelPath::ROOT;
-        if !self.parents.is_empty() {
+        if !self.options.parents.is_empty() {
             self.target.names().for_each(|name| path.push(name));
         }
-        for parent in &self.parents {
-            match Resolver::available().open_dir(parent, &path) {
+        for parent in &self.options.parents {
+            match Resolver::available().open_dir(&open_parent(parent)?, &path) {
                 Ok(dir) => {
                     let stat = dir.stat().at("read attributes of parent", &path)?;
                     return Ok(Some((dir, stat)));
