@@ -160,7 +160,7 @@ impl Store {
             if mount.snapshot == row.id && !mount.is_gone()? {
                 return Err(Error::new(
                     ErrorKind::Busy,
-                    format!("snapshot {:?} is mounted: unmount it first", row.info.key),
+                    format!("snapshot {:?} is mounted: first unmount", row.info.key),
                 )
                 .with_path(mount.target()));
             }
