@@ -15,7 +15,8 @@
 //! 4. `blobs/sha256`'s: shared while an image is written, exclusive while unused blobs are removed;
 //! 5. the database's, last and shortest: no file is touched under it.
 //!
-//! None but 1 and 2 is waited for: who finds another taken gives [`ErrorKind::Busy`].
+//! Locks 1 and 2 are waited for, and 4 when it is shared; who finds another taken gives
+//! [`ErrorKind::Busy`].
 
 mod activate;
 mod blobs;
