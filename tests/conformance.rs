@@ -268,6 +268,27 @@ fn directories_that_a_layer_does_not_describe_stay_as_they_are(f: &Fixture) {
     assert_eq!(f.changes("top"), ["A /home/user/new"]);
 }
 
+fn an_opaque_root_hides_all_that_is_below(f: &Fixture) {
+    f.layer("base", None, |root| write(&root.join("d/old"), "x"));
+    let mut tar = tar::Builder::new(Vec::new());
+    for (name, text) in [(".wh..wh..opq", ""), ("d/new", "y")] {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(text.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, name, text.as_bytes()).unwrap();
+    }
+    f.apply("middle", Some("base"), &tar.into_inner().unwrap());
+    f.layer("top", Some("middle"), |root| {
+        assert_eq!(names(&root.join("d")), ["new"]);
+        write(&root.join("e"), "z");
+    });
+    f.look("top", |root| {
+        assert_eq!(names(root), ["d", "e"]);
+        assert_eq!(names(&root.join("d")), ["new"]);
+    });
+    f.look("middle", |root| assert_eq!(names(&root.join("d")), ["new"]));
+}
+
 fn many_layers(f: &Fixture) {
     f.layer("l0", None, |root| write(&root.join("f0"), "0"));
     let tar = f.export("l0");
@@ -401,6 +422,7 @@ fn main() {
             "directories_that_a_layer_does_not_describe_stay_as_they_are",
             directories_that_a_layer_does_not_describe_stay_as_they_are,
         ),
+        ("an_opaque_root_hides_all_that_is_below", an_opaque_root_hides_all_that_is_below),
         ("many_layers", many_layers),
         ("views_cannot_be_written", views_cannot_be_written),
         ("what_is_mounted_is_held", what_is_mounted_is_held),

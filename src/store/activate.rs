@@ -21,6 +21,7 @@ use crate::driver::{
     UpperDir, is_mount_point, unmount_at,
 };
 use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::layer::marks;
 use crate::sys::lock::Sharing;
 use crate::sys::mountinfo;
 
@@ -219,7 +220,18 @@ impl Store {
         let upper = (own.info.kind == Kind::Active)
             .then(|| UpperDir { dir: fs(own), work: self.layout.snapshot_path(own.id, "work") });
         let mut request = MountRequest::new(self.layout.format, fs(own));
-        request.lower = parents.iter().map(fs).collect();
+        for parent in parents {
+            request.lower.push(fs(parent));
+            // The kernel does not look for the mark of an opaque root.
+            if parent.has_marks != Some(false) {
+                let layer = self.layout.layer_dir(parent.id)?;
+                if marks::is_opaque(self.layout.format, &layer)
+                    .at("read the marks of", fs(parent))?
+                {
+                    break;
+                }
+            }
+        }
         request.upper = upper;
         // Unless it is known to bear none.
         request.lower_has_marks = parents.first().is_some_and(|p| p.has_marks != Some(false));
