@@ -46,7 +46,7 @@ impl Random {
 }
 
 fn cases() -> u64 {
-    if std::env::var_os("STRATAFS_FULL").is_some() { 20_000 } else { 250 }
+    if std::env::var_os("STRATAFS_FULL").is_some() { 4_000 } else { 250 }
 }
 
 fn pack(entries: &[String]) -> Vec<u8> {
