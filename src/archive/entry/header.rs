@@ -9,6 +9,12 @@
 //! - The magic is ustar's, GNU's, or all zero (v7). A block with another one is refused, since the
 //!   magic decides whether bytes 345 to 500 are part of the name. With star's trailer the name part
 //!   is 24 bytes shorter; names which reach that far are refused.
+//! - Python's tarfile takes those bytes for part of the name whatever the magic: without ustar's they
+//!   must be empty, but in GNU's own types, where it does not. (GNU tar has times there in incremental
+//!   dumps, which no layer is.) A name that is all prefix, which some take for a directory's, is
+//!   refused too.
+//! - Device numbers must be numbers even where nobody needs them: Python reads them of every header,
+//!   and ends its list, without a word, where it fails to.
 
 use super::{Parsed, Reason};
 
@@ -131,10 +137,18 @@ impl Header {
                 return Err("its name is longer than star's header holds".into());
             }
             if !prefix.is_empty() {
+                if text(NAME.of(block)).is_empty() {
+                    return Err("its name is all in the header's prefix".into());
+                }
                 name.extend_from_slice(prefix);
                 name.push(b'/');
             }
+        } else if PREFIX.byte(block) != 0
+            && !(dialect == Dialect::Gnu && matches!(TYPE.byte(block), b'S' | b'L' | b'K'))
+        {
+            return Err("it has bytes where only ustar has a part of the name".into());
         }
+        Header::device(block)?;
         name.extend_from_slice(text(NAME.of(block)));
         Ok(Header {
             dialect,
@@ -371,13 +385,16 @@ mod tests {
         h.name = [vec![b'p'; 120], b"/name".to_vec()].concat();
         let mut block = h.encode((0, 0));
         assert_eq!(Header::decode(&block).unwrap().name, h.name);
-        for (magic, name) in
-            [(b"ustar  \0", Some("name")), (&[0; 8], Some("name")), (b"ustar\x0100", None)]
-        {
+        for magic in [b"ustar  \0", &[0; 8], b"ustar\x0100"] {
             MAGIC.put(&mut block, magic);
             resum(&mut block);
-            let decoded = Header::decode(&block).ok().map(|h| h.name);
-            assert_eq!(decoded.as_deref(), name.map(str::as_bytes), "{magic:?}");
+            assert!(Header::decode(&block).is_err(), "{magic:?}");
+        }
+        PREFIX.put(&mut block, &[0; 155]);
+        for (magic, read) in [(b"ustar  \0", true), (&[0; 8], true), (b"ustar\x0100", false)] {
+            MAGIC.put(&mut block, magic);
+            resum(&mut block);
+            assert_eq!(Header::decode(&block).is_ok_and(|h| h.name == b"name"), read, "{magic:?}");
         }
     }
 

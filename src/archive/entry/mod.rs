@@ -141,6 +141,13 @@ impl Entry {
         }
     }
 
+    /// Whether it has access control lists, in whichever form.
+    pub(crate) fn has_acls(&self) -> bool {
+        self.acl_access.is_some()
+            || self.acl_default.is_some()
+            || self.xattrs.keys().any(|key| key.starts_with(b"system.posix_acl_"))
+    }
+
     /// What must hold of an entry read and of one to be written alike.
     fn check(&self) -> Parsed<()> {
         match &self.kind {
@@ -200,13 +207,16 @@ fn refused(path: impl AsRef<OsStr>, reason: impl Into<String>) -> Error {
         .with_source(reason.into())
 }
 
+/// The error for a path or link target over [`EntryLimits::max_path`].
+fn over_path_limit(len: usize, max: usize) -> Error {
+    let message = format!("a name of {len} bytes in the archive is over the limit of {max}");
+    Error::new(ErrorKind::LimitExceeded, message)
+}
+
 /// Brings a name from an archive into the one form that paths have in the library.
 fn normalise(raw: &[u8], max: usize) -> Result<RelPath> {
     if raw.len() > max {
-        return Err(Error::new(
-            ErrorKind::LimitExceeded,
-            format!("a name of {} bytes in the archive is over the limit of {max}", raw.len()),
-        ));
+        return Err(over_path_limit(raw.len(), max));
     }
     let mut path = Vec::with_capacity(raw.len());
     for component in raw.split(|b| *b == b'/') {
@@ -229,5 +239,7 @@ fn normalise(raw: &[u8], max: usize) -> Result<RelPath> {
 
 #[cfg(test)]
 mod round_trip;
+#[cfg(test)]
+mod smuggle_tests;
 #[cfg(test)]
 mod tests;

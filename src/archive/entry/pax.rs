@@ -80,6 +80,7 @@ impl Pax {
                 }
             }
             b"SCHILY.realsize" => return Err("belongs to star's own sparse files".into()),
+            b"SUN.holesdata" => return Err("belongs to Solaris's own sparse files".into()),
             _ => {
                 if let Some(xattr) = key.strip_prefix(SCHILY_XATTR) {
                     self.xattr(xattr.to_vec(), value.to_vec())?;

@@ -13,10 +13,13 @@
 //!   converters give size and content; nobody can tell which.
 //! - **Extended headers.** At most one of a kind before an entry, and none at the end. GNU's long name
 //!   and PAX's path must be the same if both are there.
-//! - **Trailing slashes** are for directories. The v7 type NUL with one is a directory; type `0` with
-//!   one is refused (GNU tar makes a directory, Go a file).
+//! - **Trailing slashes** are for directories. The v7 type NUL with one, in the header itself, is a
+//!   directory; with a longer name beside it, it is refused (Go goes by the longer name, Python by the
+//!   header's). Type `0` with one is refused (GNU tar makes a directory, Go a file).
+//! - **Long link targets** are for links: libarchive makes a link of whatever has one.
 //! - **The end** is two zero blocks, or the end of input at a block's boundary with at most one zero
-//!   block before it, or right behind the last entry's content, without its padding. A lone zero block with more behind it is refused (GNU tar stops, Go fails).
+//!   block before it, or right behind the last entry's content, without its padding. A lone zero block
+//!   with more behind it is refused (GNU tar stops, Go fails).
 //!   What follows the two blocks is not looked at.
 //! - Unknown types, volume labels, multi-volume parts and dump directories are refused.
 //!
@@ -30,7 +33,10 @@ use std::os::unix::ffi::OsStrExt;
 use super::header::{self, BLOCK, Block, Dialect, Header, MAX_OCTAL_11};
 use super::pax::{self, Pax};
 use super::sparse::{self, ContentMap, MapPlace};
-use super::{Entry, EntryKind, EntryLimits, Extent, Parsed, Reason, Timestamp, normalise, refused};
+use super::{
+    Entry, EntryKind, EntryLimits, Extent, Parsed, Reason, Timestamp, normalise, over_path_limit,
+    refused,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::path::RelPath;
 
@@ -208,6 +214,9 @@ impl<R: Read> EntryReader<R> {
         let long = long.map_err(|reason| self.refuse(reason))?;
         let link = either(pending.long_link, pax.linkpath.take());
         let link = link.map_err(|reason| self.refuse(reason))?;
+        if link.is_some() && !matches!(header.typeflag, b'1' | b'2') {
+            return Err(self.refuse("it has a long link target, but is not a link"));
+        }
 
         let size = match pax.size {
             None => header.size,
@@ -231,11 +240,21 @@ impl<R: Read> EntryReader<R> {
         if pax_sparse.is_some() && !matches!(header.typeflag, b'0' | 0) {
             return Err(self.refuse("it has sparse records, but is not a regular file"));
         }
+        if header.typeflag == b'S' && header.dialect != Dialect::Gnu {
+            return Err(self.refuse("its type is that of GNU's sparse files, its dialect another"));
+        }
 
         let slashed = raw.ends_with(b"/") || raw.ends_with(b"/.") || raw == b".";
         let is_dir = match header.typeflag {
             b'5' => true,
-            0 if slashed && !extended_name && pax_sparse.is_none() => true,
+            0 if header.name.ends_with(b"/") => {
+                if extended_name || pax_sparse.is_some() {
+                    return Err(
+                        self.refuse("its header has the name of a directory beside another")
+                    );
+                }
+                true
+            }
             _ if slashed => {
                 return Err(self.refuse("its name ends in a slash, but it is not a directory"));
             }
@@ -293,7 +312,13 @@ impl<R: Read> EntryReader<R> {
             // POSIX: "contiguous" is a regular file where there is no such thing.
             b'0' | 0 | b'7' | b'S' => EntryKind::File { size: 0, sparse: None },
             b'1' => EntryKind::HardLink { target: self.hard_link_target(link)? },
-            b'2' => EntryKind::Symlink { target: link.to_vec() },
+            b'2' => {
+                if link.len() > self.limits.max_path {
+                    return Err(over_path_limit(link.len(), self.limits.max_path)
+                        .with_path(OsStr::from_bytes(&self.name)));
+                }
+                EntryKind::Symlink { target: link.to_vec() }
+            }
             b'3' => {
                 let (major, minor) = self.device(header, block, pax)?;
                 EntryKind::CharDevice { major, minor }
