@@ -214,10 +214,11 @@ pub(crate) fn refers_below(format: LayerFormat, of: Of<'_>) -> io::Result<bool> 
 /// Whether an xattr belongs to a union file system, of whatever format or implementation: such are
 /// never taken from an archive nor put into one.
 pub(crate) fn is_union_xattr(key: &[u8]) -> bool {
-    const PREFIXES: [&[u8]; 4] = [
+    const PREFIXES: [&[u8]; 5] = [
         b"trusted.overlay.",
         b"user.overlay.",
         b"user.fuseoverlayfs.",
+        b"security.fuseoverlayfs.",
         b"user.containers.override_",
     ];
     PREFIXES.iter().any(|prefix| key.starts_with(prefix))

@@ -13,6 +13,11 @@ pub(crate) fn name_too_long() -> io::Error {
     io::Error::from_raw_os_error(libc::ENAMETOOLONG)
 }
 
+/// Whether a path led through too many symlinks.
+pub(crate) fn is_loop(e: &io::Error) -> bool {
+    e.raw_os_error() == Some(libc::ELOOP)
+}
+
 /// Whether the file system is full, or the quota used up.
 pub(crate) fn is_full(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))

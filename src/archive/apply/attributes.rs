@@ -20,6 +20,7 @@ use crate::sys::xattr::{self, Of};
 
 const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
 const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
+const SELINUX: &[u8] = b"security.selinux";
 
 impl Unpack<'_> {
     /// Gives a new file, which is no directory, all that its entry says of it. `of` is the file
@@ -113,7 +114,7 @@ impl Unpack<'_> {
             XattrPolicy::Lenient => {
                 is_acl(key)
                     || key.starts_with(b"user.")
-                    || (key.starts_with(b"security.") && key != b"security.selinux")
+                    || (key.starts_with(b"security.") && key != SELINUX)
             }
         };
         if !wanted {
@@ -174,6 +175,26 @@ impl Unpack<'_> {
             match xattr::remove(of, key).at("remove inherited access control list of", path) {
                 Err(e) if e.kind() != ErrorKind::Unsupported => return Err(e),
                 _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the xattrs that the current directory has from before or inherited. Marks stay, and
+    /// what is the host's or the file system's own.
+    pub(super) fn drop_old_xattrs(&self) -> Result<()> {
+        let dir = self.target.dir();
+        let at = self.target.path();
+        let keys = xattr::list(Of::dir(&dir)).at("list xattrs of", &at)?;
+        for key in keys {
+            let is_system = key.starts_with(b"system.") && !is_acl(&key);
+            if is_system || key == SELINUX || marks::is_union_xattr(&key) {
+                continue;
+            }
+            match xattr::remove(Of::dir(&dir), &key).at("remove old xattr of", &at) {
+                Err(e)
+                    if self.options.xattrs != XattrPolicy::Exact && may_be_left_out(&key, &e) => {}
+                removed => removed?,
             }
         }
         Ok(())

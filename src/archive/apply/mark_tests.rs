@@ -68,6 +68,11 @@ const SEQUENCES: &[(&[&str], Lines<'_>)] = &[
     // Nothing of this layer is at the end of the link: it is made, as for any entry.
     (&["l -> d/e", "l/f"], &[("l", "-> d/e"), ("d", "dir"), ("d/e", "dir"), ("d/e/f", "l/f")]),
     (&["l -> gone/../d", "l/f"], &[("l", "-> gone/../d"), ("d", "dir"), ("d/f", "l/f")]),
+    // What was missing on the way is there now, and leads elsewhere.
+    (
+        &["l -> gone/..", "l/gone -> a/b", "l/f"],
+        &[("l", "-> gone/.."), ("gone", "-> a/b"), ("a", "dir"), ("a/f", "l/f")],
+    ),
 ];
 
 #[test]
@@ -211,5 +216,11 @@ fn links_into_the_hidden_directory_of_aufs_are_served_and_it_is_gone() {
 
         let e = unpack(&archive(&["a = .wh..wh.plnk/9.9"]), tmp.path(), target).unwrap_err();
         assert_eq!(e.kind(), ErrorKind::InvalidArchive);
+
+        // One that is called as a mark is none there.
+        let tmp = scratch();
+        let entries = [".wh.x", ".wh..wh.plnk/.wh.k", ".wh..wh..opq", "a = .wh..wh.plnk/.wh.k"];
+        unpack(&archive(&entries), tmp.path(), target).unwrap();
+        assert!(tmp.path().join("a").exists(), "{target:?}");
     }
 }

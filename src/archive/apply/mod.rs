@@ -33,6 +33,8 @@ mod whiteout;
 #[cfg(test)]
 mod breakout_tests;
 #[cfg(test)]
+mod cost_tests;
+#[cfg(test)]
 mod mark_tests;
 #[cfg(test)]
 mod random_tests;

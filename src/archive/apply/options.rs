@@ -24,7 +24,7 @@ pub enum LayerTarget {
 pub struct ApplyLimits {
     /// Headers in the archive, and as many missing parent directories. Default: 10 million.
     pub max_entries: u64,
-    /// Bytes of a path or link target. Default: 4096.
+    /// Bytes of a path or link target, and of a path once the links in it were followed. Default: 4096.
     pub max_path_bytes: usize,
     /// Bytes of extended headers of one entry. Default: 1 MiB.
     pub max_pax_bytes: u64,
@@ -52,8 +52,9 @@ impl Default for ApplyLimits {
 }
 
 /// What to do with xattrs in an archive that belong to union file systems (`trusted.overlay.*`,
-/// `user.overlay.*`, `user.fuseoverlayfs.*`, `user.containers.override_*`). They are never set: an
-/// archive could uncover deleted files with them, or hand out setuid bits.
+/// `user.overlay.*`, `user.fuseoverlayfs.*`, `security.fuseoverlayfs.*`,
+/// `user.containers.override_*`). They are never set: an archive could uncover deleted files with
+/// them, or hand out setuid bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum UnionXattrs {

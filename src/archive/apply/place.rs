@@ -17,8 +17,9 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::marks::{self, DotWh};
 use crate::path::{Name, RelPath};
 use crate::sys::dir::{self, Dir, Node};
+use crate::sys::errno;
 use crate::sys::resolve::Resolver;
-use crate::sys::stat::{Stat, Time};
+use crate::sys::stat::{FileType, Stat, Time};
 use crate::sys::xattr::Of;
 
 /// The mode of a missing parent directory.
@@ -63,6 +64,8 @@ impl Unpack<'_> {
             }
             EntryKind::Symlink { target } => {
                 self.make(&name, path, "make symlink", |dir| dir.symlink(target, &name))?;
+                // What was missing on the way that we came may be there now.
+                self.target.forget_written();
                 let dir = self.target.dir();
                 self.attributes(Of::Child(&dir, &name), &dir, &name, entry)?;
             }
@@ -91,7 +94,25 @@ impl Unpack<'_> {
                 return Err(refuse(path, "its parent cannot be made"));
             }
         }
+        if let Some(name) = path.file_name() {
+            self.check_path(path, &name)?;
+        }
         self.note_real();
+        Ok(())
+    }
+
+    /// Holds the path of a name in the current directory, all links followed, to the bound on paths:
+    /// what is deeper could not be archived again, and every entry there would cost the way.
+    fn check_path(&self, entry: &RelPath, name: &Name) -> Result<()> {
+        let max = self.options.limits.max_path_bytes;
+        // Links add what the entry's own path does not have; it is within the bound.
+        if self.target.path_bytes().saturating_add(name.as_bytes().len()) > max {
+            return Err(Error::new(
+                ErrorKind::LimitExceeded,
+                format!("symlinks lead the entry to a path over the limit max_path_bytes of {max}"),
+            )
+            .with_path(entry));
+        }
         Ok(())
     }
 
@@ -169,6 +190,8 @@ impl Unpack<'_> {
         self.target.enter(name)?;
         if made {
             self.note_made();
+        } else {
+            self.drop_old_xattrs()?;
         }
         self.note_real();
         if opaque {
@@ -189,20 +212,38 @@ impl Unpack<'_> {
         let mode = entry.mode & 0o7777;
         dir::fchmod(&*dir, mode | PRIVATE_DIR).at("set mode of", &entry.path)?;
         self.set_acls(of, entry)?;
-        let later = (mode & PRIVATE_DIR != PRIVATE_DIR).then_some(mode);
+        let mut later = (mode & PRIVATE_DIR != PRIVATE_DIR).then_some(mode);
+        if entry.has_acls() {
+            // A list says what the owner may do, too.
+            let listed = dir.stat().at("read attributes of", &entry.path)?.mode;
+            if listed & PRIVATE_DIR != PRIVATE_DIR {
+                dir::fchmod(&*dir, listed | PRIVATE_DIR).at("set mode of", &entry.path)?;
+                later = later.or(Some(listed));
+            }
+        }
         let (atime, mtime) = super::times(entry);
         self.target.leave_with(atime, mtime, later);
         Ok(())
     }
 
     /// Makes a directory that the archive has no entry for, or not yet, and goes into it.
-    pub(super) fn make_parent(&mut self, name: &Name, time: Time, opaque: bool) -> Result<()> {
+    pub(super) fn make_parent(
+        &mut self,
+        name: &Name,
+        time: Time,
+        opaque: bool,
+        entry: &RelPath,
+    ) -> Result<()> {
         self.count_parent()?;
+        self.check_path(entry, name)?;
         let path = self.target.path().join(name);
         self.target.touch();
         self.target.dir().make_dir(name, PRIVATE_DIR).at("create missing directory", &path)?;
         self.target.enter(name)?;
         self.note_made();
+        if self.inherits_acls {
+            self.drop_old_xattrs()?;
+        }
         if opaque {
             self.make_opaque()?;
             // The one below was deleted: this is another.
@@ -229,6 +270,8 @@ impl Unpack<'_> {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 // Deleted there, or no directory: what lies below that is hidden.
                 Err(e) if e.kind() == io::ErrorKind::NotADirectory => return Ok(None),
+                // A link that leads nowhere: it is what this directory hides.
+                Err(e) if errno::is_loop(&e) => return Ok(None),
                 Err(e) => return Err(e).at("look for the attributes of parent", &path),
             }
         }
@@ -303,6 +346,9 @@ impl Unpack<'_> {
         let dir = self.target.dir();
         let there = dir.try_stat_at(name).at("read attributes of", path)?;
         if !there.is_some_and(|there| there.same_inode(&stat)) {
+            if stat.file_type == FileType::Symlink {
+                self.target.forget_written();
+            }
             self.make(name, path, "make hard link", |dir| link_from(&old_dir, &old, dir, name))
                 .map_err(|e| match e.kind() {
                     ErrorKind::NotFound => bad("which it replaces"),

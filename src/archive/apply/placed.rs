@@ -15,6 +15,8 @@ pub(super) struct Placed(Vec<Node>);
 struct Node {
     /// Made by an entry, not just on the way to one.
     own: bool,
+    /// A directory that has nothing from before any more.
+    cleared: bool,
     below: HashMap<Name, usize>,
 }
 
@@ -53,6 +55,29 @@ impl Placed {
         names.try_fold(0, |at, name| self.0.get(at)?.below.get(name).copied())
     }
 
+    /// Notes that the directory at the end of `names` has nothing from before any more, so that it is
+    /// not walked for every mark that says so again.
+    pub(super) fn clear<'a>(&mut self, names: impl Iterator<Item = &'a Name>) {
+        if let Some(node) = self.find(names).and_then(|at| self.0.get_mut(at)) {
+            node.cleared = true;
+        }
+    }
+
+    /// Whether that was noted for the directory at the end of `names`, or for one above it.
+    pub(super) fn is_cleared<'a>(&self, mut names: impl Iterator<Item = &'a Name>) -> bool {
+        let mut node = self.0.first();
+        loop {
+            match node {
+                None => return false,
+                Some(node) if node.cleared => return true,
+                Some(here) => {
+                    let Some(name) = names.next() else { return false };
+                    node = here.below.get(name).and_then(|at| self.0.get(*at));
+                }
+            }
+        }
+    }
+
     /// Whether what was found was itself added.
     pub(super) fn is_own(&self, found: usize) -> bool {
         self.0.get(found).is_some_and(|node| node.own)
@@ -80,6 +105,10 @@ mod tests {
         ] {
             let found = placed.find(names(path).iter());
             assert_eq!(found.map(|f| placed.is_own(f)), own, "{path}");
+        }
+        placed.clear(names("a/b").iter());
+        for (path, cleared) in [("a", false), ("a/b", true), ("a/b/c", true), ("a/d", false)] {
+            assert_eq!(placed.is_cleared(names(path).iter()), cleared, "{path}");
         }
     }
 }

@@ -26,6 +26,8 @@ use crate::sys::stat::{FileType, Stat, Time};
 
 /// As the kernel: more symlinks than this in one path are a loop.
 const MAX_SYMLINKS: u32 = 40;
+/// More names than this on the way of one path are a waste of time: no path is as long without links.
+const MAX_TURNS: u32 = 4096;
 
 /// The directories from the root to the one that is worked in.
 #[derive(Debug)]
@@ -110,6 +112,11 @@ impl Target {
     /// The same for messages.
     pub(super) fn path(&self) -> PathBuf {
         self.walk.names().map(Name::as_os_str).collect()
+    }
+
+    /// The length of its path, with a slash at the end.
+    pub(super) fn path_bytes(&self) -> usize {
+        self.walk.names().map(|name| name.as_bytes().len() + 1).sum()
     }
 
     /// The current directory's inode.
@@ -206,7 +213,12 @@ impl Unpack<'_> {
         let common = self.target.turn_to(path)?;
         let mut turns: VecDeque<Turn> = path.components().skip(common).map(Turn::Down).collect();
         let mut links = 0;
+        let mut walked = 0;
         while let Some(turn) = turns.pop_front() {
+            walked += 1;
+            if walked > MAX_TURNS && links > 0 {
+                return Err(refuse(entry, "symlinks lead it by way of more than 4096 names"));
+            }
             let name = match turn {
                 Turn::Up => {
                     // What stands at the root goes nowhere.
@@ -239,16 +251,16 @@ impl Unpack<'_> {
                 Step::Absent => match missing {
                     Missing::Stop => return Ok(Reached::Nothing),
                     Missing::MakeForMark(_) if self.below_opaque() => return Ok(Reached::Hidden),
-                    Missing::Make(time) => self.make_parent(&name, time, false)?,
+                    Missing::Make(time) => self.make_parent(&name, time, false, entry)?,
                     Missing::MakeForMark(time) => {
-                        self.make_parent(&name, time, false)?;
+                        self.make_parent(&name, time, false, entry)?;
                         self.note_only_for_marks();
                     }
                 },
                 Step::Deleted => match missing {
                     Missing::Make(time) => {
                         self.remove_whiteout(&name)?;
-                        self.make_parent(&name, time, true)?;
+                        self.make_parent(&name, time, true, entry)?;
                     }
                     Missing::MakeForMark(_) | Missing::Stop => return Ok(Reached::Hidden),
                 },

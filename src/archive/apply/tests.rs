@@ -213,14 +213,18 @@ fn holes_stay_holes() {
 fn xattrs_of_union_file_systems_are_never_set() {
     let tmp = scratch();
     let mut layer = Archive::new();
-    for key in ["trusted.overlay.opaque", "user.overlay.redirect", "user.containers.override_stat"]
-    {
+    for key in [
+        "trusted.overlay.opaque",
+        "user.overlay.redirect",
+        "user.containers.override_stat",
+        "security.fuseoverlayfs.override_stat",
+    ] {
         layer.pax(&format!("SCHILY.xattr.{key}"), b"y");
     }
     layer.pax("SCHILY.xattr.user.fine", b"y").dir("d");
     let layer = layer.finish();
     let applied = unpack(&layer, tmp.path(), LayerTarget::Tree).unwrap();
-    assert_eq!((applied.stripped_xattrs, applied.skipped_xattrs), (3, 0));
+    assert_eq!((applied.stripped_xattrs, applied.skipped_xattrs), (4, 0));
     let dir = Dir::open(tmp.path().join("d")).unwrap();
     assert_eq!(xattr::list(Of::dir(&dir)).unwrap(), [b"user.fine".to_vec()]);
 
@@ -291,6 +295,102 @@ fn access_control_lists_are_set_and_not_inherited() {
     assert_eq!(get("listed", "access").unwrap().len(), 4 + 5 * 8);
     assert_eq!(mode(tmp.path().join("d/listed")), 0o640);
     assert_eq!(mode(tmp.path().join("d/plain")), 0o644);
+}
+
+#[test]
+fn missing_parents_inherit_no_access_control_list() {
+    let below = scratch();
+    unpack(&archive(&["d/known/"]), below.path(), LayerTarget::Tree).unwrap();
+    let tmp = scratch();
+    let mut layer = Archive::new();
+    layer.pax("SCHILY.acl.default", b"user::rwx,group::---,other::---,user:7:rwx,mask::rwx");
+    layer.dir("d").file("d/missing/f", b"").file("d/known/f", b"");
+    let mut options = options();
+    options.parents = vec![below.path().to_owned()];
+    unpack_with(&layer.finish(), tmp.path(), &options).unwrap();
+    for path in ["d/missing", "d/known"] {
+        let dir = Dir::open(tmp.path().join(path)).unwrap();
+        assert_eq!(xattr::list(Of::dir(&dir)).unwrap(), Vec::<Vec<u8>>::new(), "{path}");
+        assert_eq!(mode(tmp.path().join(path)), 0o755, "{path}");
+    }
+}
+
+#[test]
+fn a_list_that_closes_a_directory_to_its_owner_does_not_close_it_to_its_content() {
+    let tmp = scratch();
+    let mut layer = Archive::new();
+    layer.pax("SCHILY.acl.access", b"user::r-x,user:7:r-x,group::r-x,mask::r-x,other::r-x");
+    layer.dir_mode("d", 0o555).file("d/f", b"").file("top", b"").file("d/g", b"");
+    unpack(&layer.finish(), tmp.path(), LayerTarget::Tree).unwrap();
+    assert_eq!(mode(tmp.path().join("d")), 0o555);
+    let dir = Dir::open(tmp.path().join("d")).unwrap();
+    let list = xattr::get(Of::dir(&dir), b"system.posix_acl_access").unwrap();
+    assert_eq!(list.unwrap().len(), 4 + 5 * 8);
+    fs::set_permissions(tmp.path().join("d"), PermissionsExt::from_mode(0o700)).unwrap();
+}
+
+#[test]
+fn a_directory_has_the_xattrs_of_its_last_entry_alone() {
+    let old = |layer: &mut Archive| {
+        layer.pax("SCHILY.xattr.user.old", b"v").pax("SCHILY.xattr.user.both", b"old");
+        layer.pax("SCHILY.acl.access", b"user::rwx,user:7:rwx,group::r-x,mask::rwx,other::r-x");
+        layer.pax("SCHILY.acl.default", b"user::rwx,user:7:rwx,group::r-x,mask::rwx,other::r-x");
+        layer.dir("d").file("d/old", b"");
+    };
+    let new = |layer: &mut Archive| {
+        layer.pax("SCHILY.xattr.user.both", b"new").dir("d").file("d/new", b"");
+    };
+    let keys = |root: &Path| xattr::list(Of::dir(&Dir::open(root.join("d")).unwrap())).unwrap();
+    // In one archive, and in one over a tree.
+    let mut targets = vec![LayerTarget::Tree];
+    targets.extend(formats().into_iter().map(LayerTarget::Layer));
+    for target in targets {
+        let tmp = scratch();
+        let mut both = Archive::new();
+        old(&mut both);
+        new(&mut both);
+        unpack(&both.finish(), tmp.path(), target).unwrap();
+        assert_eq!(keys(tmp.path()), [b"user.both".to_vec()], "{target:?}");
+    }
+    type Case<'a> = (&'a dyn Fn(&mut Archive), &'a [&'a [u8]]);
+    let cases: [Case<'_>; 3] = [
+        (&new, &[b"user.both"]),
+        // Deleted, and made again for what is in it.
+        (&|layer| _ = layer.entry("d/new").entry(".wh.d"), &[]),
+        (&|layer| _ = layer.entry(".wh.d").entry("d/new"), &[]),
+    ];
+    for (n, (layer, expected)) in cases.iter().enumerate() {
+        let tmp = scratch();
+        let mut archive = Archive::new();
+        old(&mut archive);
+        unpack(&archive.finish(), tmp.path(), LayerTarget::Tree).unwrap();
+        let mut archive = Archive::new();
+        layer(&mut archive);
+        unpack(&archive.finish(), tmp.path(), LayerTarget::Tree).unwrap();
+        assert_eq!(keys(tmp.path()), *expected, "{n}");
+        assert!(tmp.path().join("d/new").exists());
+    }
+}
+
+#[test]
+fn marks_of_a_layer_outlive_another_entry_of_their_directory() {
+    for format in formats() {
+        let tmp = scratch();
+        let layer = archive(&["d/.wh..wh..opq", "d/", "d/f", "d/"]);
+        unpack(&layer, tmp.path(), LayerTarget::Layer(format)).unwrap();
+        assert_eq!(tree(tmp.path(), Some(format))["d"], "opaque", "{format}");
+    }
+}
+
+#[test]
+fn parents_are_not_looked_for_through_a_loop_of_links() {
+    let below = scratch();
+    unpack(&archive(&["d -> d"]), below.path(), LayerTarget::Tree).unwrap();
+    let tmp = scratch();
+    let mut options = options();
+    options.parents = vec![below.path().to_owned()];
+    unpack_with(&archive(&["d/f"]), tmp.path(), &options).unwrap();
+    assert_eq!(mode(tmp.path().join("d")), 0o755);
 }
 
 #[test]

@@ -91,13 +91,15 @@ impl Unpack<'_> {
         let Some(format) = self.format else {
             return Ok(());
         };
+        let swept = self.below_opaque();
         if !self.opaque.insert(self.target.inode()) {
             return Ok(());
         }
         self.target.touch();
         let made = marks::make_opaque(format, &self.target.dir());
         made.at("make opaque", self.target.path())?;
-        if self.has_marks {
+        // No mark is made below an opaque directory, once it was swept.
+        if self.has_marks && !swept {
             self.sweep(format)?;
         }
         self.has_marks = true;
@@ -115,13 +117,18 @@ impl Unpack<'_> {
                 }
                 continue;
             };
+            if self.is_stash(&name) {
+                continue;
+            }
             let dir = self.target.dir();
             let at = self.target.path().join(&name);
             let Some(stat) = dir.try_stat_at(&name).at("read attributes of", &at)? else {
                 continue;
             };
             if stat.is_dir() {
-                if self.only_for_marks.contains(&(stat.dev, stat.ino)) {
+                if self.opaque.contains(&(stat.dev, stat.ino)) {
+                    // Swept when it became so.
+                } else if self.only_for_marks.contains(&(stat.dev, stat.ino)) {
                     self.target.touch();
                     self.remove_below(&name).at("remove void marks", &at)?;
                 } else {
@@ -152,6 +159,7 @@ impl Unpack<'_> {
         if !self.placed.is_own(node) {
             // The one from before is deleted; this one is there for what is in it.
             self.default_attributes(time(entry.mtime))?;
+            self.drop_old_xattrs()?;
         }
         self.delete_older_inside(entry)?;
         self.target.leave()
@@ -159,9 +167,13 @@ impl Unpack<'_> {
 
     /// Empties the current directory, but for what this archive put there.
     fn delete_older_inside(&mut self, entry: &Entry) -> Result<()> {
+        if self.placed.is_cleared(self.target.names()) {
+            return Ok(());
+        }
         let mut listings = vec![self.list()?];
         while let Some(listing) = listings.last_mut() {
             let Some(DirEntry { name, file_type }) = listing.pop() else {
+                self.placed.clear(self.target.names());
                 listings.pop();
                 if !listings.is_empty() {
                     self.target.leave()?;
@@ -188,8 +200,10 @@ impl Unpack<'_> {
                         self.target.enter(&name)?;
                         if !self.placed.is_own(node) {
                             self.default_attributes(time(entry.mtime))?;
+                            self.drop_old_xattrs()?;
                         }
-                        listings.push(self.list()?);
+                        let cleared = self.placed.is_cleared(self.target.names());
+                        listings.push(if cleared { Vec::new() } else { self.list()? });
                     }
                 }
             }
