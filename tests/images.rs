@@ -41,7 +41,7 @@ impl Fixture {
                 Ok(())
             })
             .unwrap();
-        let leftovers = ["snapshots", "staging", "trash"]
+        let leftovers = ["snapshots", "staging", "trash", "blobs/sha256"]
             .iter()
             .map(|dir| fs::read_dir(self.path("store").join(dir)).unwrap().count())
             .sum::<usize>();
@@ -116,6 +116,17 @@ fn image(path: &Path, layers: &[Vec<u8>], edit: impl FnOnce(&mut Value, &mut Val
         tar.append_data(&mut header, name, &bytes[..]).unwrap();
     }
     tar.finish().unwrap();
+}
+
+/// How often the import reports: that it unpacks.
+fn reports(f: &Fixture, layout: &Path, name: &str) -> (Error, u32) {
+    let layout = ImageLayout::open(layout).unwrap();
+    let mut reports = 0;
+    let imported = import_image(&f.store, &layout, name, &options(), &mut |_| {
+        reports += 1;
+        ControlFlow::Continue(())
+    });
+    (imported.unwrap_err(), reports)
 }
 
 fn plain(path: &Path, layers: &[Vec<u8>]) {
@@ -245,6 +256,74 @@ fn a_stopped_import_leaves_nothing() {
         assert!(f.is_empty(), "stopped at call {stop_at}");
     }
     panic!("never finished");
+}
+
+#[test]
+fn what_can_be_known_before_is_refused_before_anything_is_unpacked() {
+    let f = Fixture::new();
+    let path = f.path("image.tar");
+    let layers = [layer(&[("a", "1")]), layer(&[("b", "2")])];
+    plain(&path, &layers);
+    for name in ["", "a\nb", "../x"] {
+        let (e, reports) = reports(&f, &path, name);
+        assert_eq!((e.kind(), reports), (ErrorKind::InvalidArgument, 0), "{e}");
+    }
+    image(&path, &layers, |manifest, _| {
+        manifest["layers"][1]["digest"] = Digest::of(b"other").to_string().into();
+    });
+    let (e, told) = reports(&f, &path, "x");
+    assert_eq!((e.kind(), told), (ErrorKind::NotFound, 0), "{e}");
+    image(&path, &layers, |manifest, _| manifest["layers"][1]["size"] = 7.into());
+    let (e, told) = reports(&f, &path, "x");
+    assert_eq!((e.kind(), told), (ErrorKind::DigestMismatch, 0), "{e}");
+    assert!(f.is_empty());
+}
+
+#[test]
+fn an_image_of_more_layers_than_any_mount_takes_is_refused() {
+    let f = Fixture::new();
+    let path = f.path("image.tar");
+    let empty = layer(&[]);
+    image(&path, &[empty], |manifest, config| {
+        manifest["layers"] = vec![manifest["layers"][0].clone(); 501].into();
+        let diff_id = config["rootfs"]["diff_ids"][0].clone();
+        config["rootfs"]["diff_ids"] = vec![diff_id; 501].into();
+    });
+    refused(&f, f.import(&path, "x"), &[ErrorKind::LimitExceeded], "501 layers");
+}
+
+#[test]
+fn a_configuration_that_could_not_be_saved_again_is_refused() {
+    let f = Fixture::new();
+    let path = f.path("image.tar");
+    let deep = (0..200).fold(Value::Null, |inner, _| json!([inner]));
+    image(&path, &[layer(&[("a", "1")])], |_, config| config["deep"] = deep);
+    refused(&f, f.import(&path, "x"), &[ErrorKind::InvalidImage], "configuration sha256:");
+}
+
+#[test]
+fn messages_quote_little_of_an_image_and_nothing_that_a_terminal_obeys() {
+    let f = Fixture::new();
+    let path = f.path("image.tar");
+    let layers = [layer(&[("a", "1")])];
+    let hostile = format!("\u{1b}[31m{}", "x".repeat(100_000));
+    type Edit<'a> = &'a dyn Fn(&mut Value, &mut Value);
+    let edits: [Edit<'_>; 8] = [
+        &|m, _| m["layers"][0]["mediaType"] = hostile.as_str().into(),
+        &|m, _| m["layers"][0]["digest"] = hostile.as_str().into(),
+        &|m, _| m["layers"][0]["digest"] = format!("{}:00", "x".repeat(100_000)).into(),
+        &|m, _| m["layers"][0]["size"] = hostile.as_str().into(),
+        &|m, _| m["artifactType"] = hostile.as_str().into(),
+        &|m, _| m["mediaType"] = hostile.as_str().into(),
+        &|_, c| c["rootfs"]["type"] = hostile.as_str().into(),
+        &|_, c| c["rootfs"]["diff_ids"][0] = hostile.as_str().into(),
+    ];
+    for (n, edit) in edits.into_iter().enumerate() {
+        image(&path, &layers, edit);
+        let e = f.import(&path, "x").unwrap_err().to_string();
+        assert!(!e.contains(char::is_control), "{n}: {e:?}");
+        assert!(e.len() < 2000, "{n}: {} bytes", e.len());
+    }
 }
 
 #[test]

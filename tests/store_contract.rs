@@ -242,12 +242,15 @@ fn images_hold_their_layers() {
     assert_eq!(store.image("img").unwrap(), image);
     assert_eq!(store.blob(&image.manifest).unwrap(), b"manifest");
     fails(store.remove("two"), ErrorKind::FailedPrecondition, "img");
-    fails(store.put_image("bad", b"", b"", &["none".into()]), ErrorKind::NotFound, "none");
+    fails(store.put_image("bad", b"", b"config", &["none".into()]), ErrorKind::NotFound, "none");
+    let blobs = || std::fs::read_dir(store.root().join("blobs/sha256")).unwrap().count();
+    assert_eq!(blobs(), 2, "what no image names is gone, what one names is not");
     fails(store.image("bad"), ErrorKind::NotFound, "bad");
     store.prepare("a", Some("one"), Labels::new()).unwrap();
     assert_eq!(store.remove_image("img").unwrap(), ["two"], "the other has a child");
     fails(store.remove_image("img"), ErrorKind::NotFound, "img");
-    assert_eq!(store.gc(&mut ignore_progress).unwrap().blobs, 3);
+    assert_eq!(blobs(), 0);
+    assert_eq!(store.gc(&mut ignore_progress).unwrap().blobs, 0);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use oci_spec::image::Descriptor;
 
+use super::quote::quoted;
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -30,7 +31,13 @@ impl TryFrom<&Descriptor> for Blob {
     /// # Errors
     /// [`ErrorKind::Unsupported`] if the digest is not a sha256.
     fn try_from(descriptor: &Descriptor) -> Result<Self> {
-        Ok(Blob { digest: descriptor.digest().as_ref().parse()?, size: descriptor.size() })
+        let digest = descriptor.digest().as_ref();
+        let digest = digest.parse().map_err(|e: Error| match digest.len() {
+            // The message quotes it.
+            0..=160 => e,
+            _ => Error::new(e.kind(), format!("bad digest {}", quoted(digest))),
+        })?;
+        Ok(Blob { digest, size: descriptor.size() })
     }
 }
 

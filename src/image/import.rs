@@ -13,7 +13,7 @@ use super::select::ImageSelector;
 use crate::archive::ApplyOptions;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::ProgressFn;
-use crate::store::{ImageRecord, Kind, Labels, Store};
+use crate::store::{ImageRecord, Kind, Labels, Store, check_key};
 
 /// How an image is imported.
 #[derive(Clone, Debug, Default)]
@@ -49,7 +49,9 @@ pub fn import_image(
     options: &ImportOptions,
     progress: &mut ProgressFn<'_>,
 ) -> Result<ImageRecord> {
+    check_key(name)?;
     let image = layout.image(&options.select)?;
+    layout.require(image.layers().iter().map(ImageLayer::blob))?;
     let importing = store.begin_import()?;
     let mut brought = Vec::new();
     let done = layers(store, layout, &image, options, &mut brought, progress).and_then(|layers| {

@@ -4,18 +4,20 @@
 //! is read is held to its digest whatever the way to it. A tar is read in place ([`TarIndex`]), so it
 //! must be a plain file: what is compressed or comes through a pipe is spooled first.
 
+use std::cell::Cell;
 use std::fs::{self, File};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use oci_spec::image::ImageIndex;
 use serde::Deserialize;
 
 use super::blob::{Blob, Section, Verified};
 use super::manifest::{DOCUMENT_MAX, Image, parse_index};
+use super::quote::{brief, quoted};
 use super::select::{self, ImageSelector};
 use super::tar_index::{Part, TarIndex};
 use crate::compression::{Compression, Decompressor, sniff};
@@ -42,6 +44,25 @@ pub struct ImageLayout {
 enum Source {
     Directory,
     Tar(TarIndex),
+}
+
+/// How much may be uncompressed before the ratio counts, in bytes.
+const RATIO_FROM: u64 = 64 << 20;
+/// The most uncompressed bytes for each compressed one.
+const RATIO_MAX: u64 = 1100;
+
+/// Counts what comes.
+struct Counted<'a, R> {
+    inner: R,
+    came: &'a Cell<u64>,
+}
+
+impl<R: Read> Read for Counted<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        self.came.set(self.came.get().saturating_add(n as u64));
+        Ok(n)
+    }
 }
 
 /// A blob of a layout, verified as it is read.
@@ -72,7 +93,8 @@ impl ImageLayout {
     }
 
     /// Copies a tar from `stream`, which may be compressed, to a nameless file in `temp_dir`, and
-    /// opens that. It may have at most `max_bytes` uncompressed.
+    /// opens that. It may have at most `max_bytes` uncompressed; and from 64 MiB on, at most 1100 for
+    /// each compressed one, more than which no gzip has.
     ///
     /// # Errors
     /// As [`open`](ImageLayout::open); and [`ErrorKind::InvalidArchive`] if the compressed stream is
@@ -85,7 +107,8 @@ impl ImageLayout {
     ) -> Result<Self> {
         let temp_dir = temp_dir.as_ref();
         let mut file = nameless_file(temp_dir)?;
-        let mut stream = Decompressor::new(stream)?;
+        let came = Cell::new(0);
+        let mut stream = Decompressor::new(Counted { inner: stream, came: &came })?;
         let mut state = Progress::new(Phase::Verify);
         let mut buf = vec![0; 128 * 1024];
         loop {
@@ -101,6 +124,12 @@ impl ImageLayout {
                 return Err(Error::new(
                     ErrorKind::LimitExceeded,
                     format!("the image is larger than the {max_bytes} bytes allowed"),
+                ));
+            }
+            if state.bytes > RATIO_FROM && state.bytes > came.get().saturating_mul(RATIO_MAX) {
+                return Err(Error::new(
+                    ErrorKind::LimitExceeded,
+                    format!("the image is over {RATIO_MAX} times as large as its compressed form"),
                 ));
             }
             file.write_all(bytes).at("spool the image to", temp_dir)?;
@@ -187,6 +216,11 @@ impl ImageLayout {
         Ok(Verified::new(section, blob))
     }
 
+    /// Fails, as [`blob`](ImageLayout::blob) does, unless all of them are there, by their sizes.
+    pub(super) fn require(&self, mut blobs: impl Iterator<Item = Blob>) -> Result<()> {
+        blobs.try_for_each(|blob| self.blob(blob).map(drop))
+    }
+
     /// A manifest, configuration or index, whole and verified.
     pub(super) fn small_blob(&self, blob: Blob) -> Result<Vec<u8>> {
         self.blob(blob)?.read_all(DOCUMENT_MAX)
@@ -199,14 +233,16 @@ impl ImageLayout {
         struct Version {
             image_layout_version: String,
         }
-        let version: Version = serde_json::from_slice(&self.document(Part::Version)?)
-            .map_err(|e| self.invalid("malformed oci-layout file in").with_source(e))?;
+        let version: Version =
+            serde_json::from_slice(&self.document(Part::Version)?).map_err(|e| {
+                self.invalid("malformed oci-layout file in").with_source(brief(&e.to_string()))
+            })?;
         let version = version.image_layout_version;
         let patch = version.strip_prefix("1.0.").unwrap_or_default();
         if patch.is_empty() || !patch.bytes().all(|b| b.is_ascii_digit()) {
             return Err(Error::new(
                 ErrorKind::Unsupported,
-                format!("layout version {version:?} is not supported: only 1.0 is:"),
+                format!("layout version {} is not supported: only 1.0 is:", quoted(&version)),
             )
             .with_path(&self.path));
         }
@@ -289,18 +325,20 @@ fn open_regular(path: &Path) -> Result<Option<Section>> {
     Ok(Some(Section::new(Arc::new(file), 0, metadata.len())))
 }
 
-/// A name that no other call in this process, nor another process of this system, uses.
+/// A name that nobody else uses, and that nobody can take beforehand: the directory may be open to all.
 pub(super) fn unique_name(stem: &str) -> String {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let n = NEXT.fetch_add(1, Ordering::Relaxed);
-    format!(".{stem}.stratafs-{}-{n}", std::process::id())
+    let mut hasher = RandomState::new().build_hasher();
+    // A child after fork has the same random state.
+    hasher.write_u32(std::process::id());
+    format!(".{stem}.stratafs-{:016x}", hasher.finish())
 }
 
 /// A file without a name: it is gone when closed, however this process ends.
 fn nameless_file(dir: &Path) -> Result<File> {
     let path = dir.join(unique_name("spool"));
-    let file =
-        File::options().read(true).write(true).create_new(true).open(&path).at("create", &path)?;
+    let mut options = File::options();
+    options.read(true).write(true).create_new(true).mode(0o600);
+    let file = options.open(&path).at("create", &path)?;
     fs::remove_file(&path).at("remove", &path)?;
     Ok(file)
 }

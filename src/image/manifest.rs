@@ -13,15 +13,20 @@
 use oci_spec::image::{ImageConfiguration, ImageIndex, ImageManifest, MediaType};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
+use serde_json::{Map, Value};
 
 use super::blob::Blob;
 use super::media::{Media, refuse, require};
 use super::platform::Platform;
+use super::quote::{brief, quoted};
 use crate::digest::{ChainId, DiffId, Digest};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The longest document (index, manifest, configuration) that is read, in bytes.
 pub(super) const DOCUMENT_MAX: u64 = 4 << 20;
+
+/// The most layers that an image may have: more cannot be mounted.
+const LAYERS_MAX: usize = 500;
 
 /// An image whose manifest and configuration are well formed and agree.
 #[derive(Clone, Debug)]
@@ -66,7 +71,7 @@ impl Image {
     /// - [`ErrorKind::DigestMismatch`] if the configuration is not the one that the manifest names;
     /// - [`ErrorKind::Unsupported`] for artifacts, non-distributable layers, unknown media types
     ///   and digests other than sha256;
-    /// - [`ErrorKind::LimitExceeded`] if either is longer than 4 MiB.
+    /// - [`ErrorKind::LimitExceeded`] if either is longer than 4 MiB, or for more than 500 layers.
     pub fn from_json(manifest: &[u8], config: &[u8]) -> Result<Self> {
         Manifest::parse(manifest)?.with_config(config)
     }
@@ -168,11 +173,18 @@ impl Manifest {
             Media::Config => {}
             _ => return Err(artifact_refused(&what, config.media_type())),
         }
+        let count = manifest.layers().len();
+        if count > LAYERS_MAX {
+            return Err(Error::new(
+                ErrorKind::LimitExceeded,
+                format!("{what} has {count} layers: {LAYERS_MAX} are the most that can be mounted"),
+            ));
+        }
         let layers = manifest
             .layers()
             .iter()
             .map(|layer| {
-                let name = format!("layer {} of {what}", layer.digest());
+                let name = format!("layer {} of {what}", brief(layer.digest().as_ref()));
                 require(&name, layer.media_type(), Media::Layer)?;
                 Blob::try_from(layer).map_err(|e| e.context(format!("cannot use {name}")))
             })
@@ -211,10 +223,12 @@ impl Manifest {
         let config: Configuration = parse("configuration", digest, json)?;
         if config.rootfs.kind != "layers" {
             return Err(invalid(format!(
-                "configuration {digest} has a root file system of type {:?}: only layers exist",
-                config.rootfs.kind
+                "configuration {digest} has a root file system of type {}: only layers exist",
+                quoted(&config.rootfs.kind)
             )));
         }
+        // The rest is not looked into, but saving must be able to read it.
+        let _: Map<String, Value> = parse("configuration", digest, json)?;
         let diff_ids = config.rootfs.diff_ids.unwrap_or_default();
         if diff_ids.len() != self.layers.len() {
             return Err(invalid(format!(
@@ -232,7 +246,8 @@ impl Manifest {
                     ErrorKind::InvalidArgument => ErrorKind::InvalidImage,
                     other => other,
                 };
-                Error::new(kind, format!("configuration {digest} has a bad diff id")).with_source(e)
+                Error::new(kind, format!("configuration {digest} has a bad diff id"))
+                    .with_source(brief(&e.to_string()))
             })?;
             let chain_id = ChainId::new(below, diff_id);
             below = Some(chain_id);
@@ -261,7 +276,7 @@ fn artifact_refused(what: &str, media_type: &MediaType) -> Error {
     match Media::of(media_type) {
         Media::Unknown => Error::new(
             ErrorKind::Unsupported,
-            format!("{what} is an artifact ({:?}), not an image", media_type.as_ref()),
+            format!("{what} is an artifact ({}), not an image", quoted(media_type.as_ref())),
         ),
         _ => refuse(&format!("the configuration of {what}"), media_type),
     }
@@ -283,8 +298,9 @@ fn bounded(what: &str, json: &[u8]) -> Result<()> {
 
 /// Parses JSON; serde_json bounds its depth at 128 and refuses a field given twice.
 fn parse<T: DeserializeOwned>(what: &str, digest: Digest, json: &[u8]) -> Result<T> {
-    serde_json::from_slice(json)
-        .map_err(|e| invalid(format!("{what} {digest} is malformed")).with_source(e))
+    serde_json::from_slice(json).map_err(|e| {
+        invalid(format!("{what} {digest} is malformed")).with_source(brief(&e.to_string()))
+    })
 }
 
 /// What tells the kinds of documents apart.
@@ -360,7 +376,7 @@ struct RootFs {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 

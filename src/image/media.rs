@@ -5,6 +5,7 @@
 
 use oci_spec::image::MediaType;
 
+use super::quote::quoted;
 use crate::error::{Error, ErrorKind, Result};
 
 /// What a document or blob is, by its media type.
@@ -65,7 +66,7 @@ pub(super) fn refuse(what: &str, media_type: &MediaType) -> Error {
         Media::ForeignLayer => format!(
             "{what} is non-distributable ({name}): rebuild the image on a base without such layers"
         ),
-        _ => format!("{what} has the media type {name:?}, which is not supported here"),
+        _ => format!("{what} has the media type {}, which is not supported here", quoted(name)),
     };
     Error::new(ErrorKind::Unsupported, message)
 }

@@ -16,6 +16,7 @@ mod layout;
 mod manifest;
 mod media;
 mod platform;
+mod quote;
 mod save;
 mod select;
 mod staging;

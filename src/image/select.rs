@@ -1,6 +1,6 @@
 //! From a layout's index to one manifest: by name first, then by platform.
 //!
-//! Indexes may hold indexes; depth and the number of documents read are bounded. What is no image
+//! Indexes may hold indexes; depth, the number of entries and that of documents read are bounded. What is no image
 //! (attestations, signatures, unknown media types) is passed over, as the specification asks, and
 //! named only if nothing else is left.
 
@@ -13,6 +13,7 @@ use super::layout::ImageLayout;
 use super::manifest::{Image, Manifest, parse_index};
 use super::media::{Media, refuse};
 use super::platform::Platform;
+use super::quote::{brief, quoted};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -24,6 +25,9 @@ const DEPTH_MAX: usize = 4;
 
 /// How many documents are read to find one image.
 const DOCUMENTS_MAX: usize = 256;
+
+/// How many entries of indexes are looked at to find one image.
+const ENTRIES_MAX: usize = 10_000;
 
 /// How many names or platforms a message lists.
 const LISTED_MAX: usize = 16;
@@ -52,7 +56,14 @@ pub(super) fn names_of(descriptor: &Descriptor) -> impl Iterator<Item = &str> {
 /// Finds the image that is meant, and verifies its manifest and configuration.
 pub(super) fn find(layout: &ImageLayout, which: &ImageSelector) -> Result<Image> {
     let index = layout.index()?;
-    let mut search = Search { layout, documents: 0, found: Vec::new(), passed_over: None };
+    let mut search = Search {
+        layout,
+        documents: 0,
+        entries: 0,
+        seen: BTreeSet::new(),
+        found: Vec::new(),
+        passed_over: None,
+    };
     for descriptor in named(index.manifests(), which.name.as_deref())? {
         search.visit(descriptor, 0)?;
     }
@@ -71,7 +82,7 @@ fn named<'a>(all: &'a [Descriptor], name: Option<&str>) -> Result<Vec<&'a Descri
         if meant.is_empty() {
             return Err(Error::new(
                 ErrorKind::NotFound,
-                format!("no image is named {name:?}: there {}", listed(all)),
+                format!("no image is named {}: there {}", quoted(name), listed(all)),
             ));
         }
         return Ok(meant);
@@ -92,8 +103,8 @@ fn listed(all: &[Descriptor]) -> String {
     let names: BTreeSet<String> = all
         .iter()
         .map(|d| match names_of(d).next() {
-            Some(name) => format!("{name:?}"),
-            None => d.digest().to_string(),
+            Some(name) => quoted(name),
+            None => brief(d.digest().as_ref()),
         })
         .collect();
     match names.len() {
@@ -118,6 +129,8 @@ struct Candidate {
 struct Search<'a> {
     layout: &'a ImageLayout,
     documents: usize,
+    entries: usize,
+    seen: BTreeSet<Blob>,
     found: Vec<Candidate>,
     /// Why the first descriptor that is no image was not taken.
     passed_over: Option<Error>,
@@ -125,6 +138,13 @@ struct Search<'a> {
 
 impl Search<'_> {
     fn visit(&mut self, descriptor: &Descriptor, depth: usize) -> Result<()> {
+        self.entries += 1;
+        if self.entries > ENTRIES_MAX {
+            return Err(Error::new(
+                ErrorKind::LimitExceeded,
+                format!("more than {ENTRIES_MAX} entries in the indexes to find the image in"),
+            ));
+        }
         let media_type = descriptor.media_type();
         let platform = descriptor.platform().as_ref().map(Platform::from);
         match Media::of(media_type) {
@@ -144,12 +164,12 @@ impl Search<'_> {
             Media::Manifest if platform.as_ref().is_some_and(|p| p.os() == "unknown") => {}
             Media::Manifest => {
                 let blob = Blob::try_from(descriptor)?;
-                if !self.found.iter().any(|c| c.blob == blob) {
+                if self.seen.insert(blob) {
                     self.found.push(Candidate { blob, platform });
                 }
             }
             _ => {
-                let what = format!("entry {}", descriptor.digest());
+                let what = format!("entry {}", brief(descriptor.digest().as_ref()));
                 self.passed_over.get_or_insert_with(|| refuse(&what, media_type));
             }
         }
@@ -195,7 +215,7 @@ impl Search<'_> {
                 }
                 Some(_) => {}
                 None => {
-                    others.insert(platform.to_string());
+                    others.insert(brief(&platform.to_string()));
                 }
             }
         }
@@ -438,6 +458,23 @@ mod tests {
             wide = l.index(vec![wide; 20]);
         }
         l.refused(vec![wide], &any(), ErrorKind::LimitExceeded);
+    }
+
+    #[test]
+    fn the_number_of_entries_is_bounded_over_all_indexes() {
+        let l = Layout::new();
+        let bulk = |salt: usize| {
+            let entry = |n: usize| {
+                json!({
+                    "mediaType": MANIFEST, "size": 2,
+                    "digest": Digest::of(format!("{salt} {n}").as_bytes()).to_string(),
+                })
+            };
+            (0..ENTRIES_MAX / 3).map(entry).collect::<Vec<_>>()
+        };
+        let indexes = (0..4).map(|salt| l.index(bulk(salt))).collect();
+        let e = l.refused(indexes, &any(), ErrorKind::LimitExceeded);
+        assert!(e.contains("entries"), "{e}");
     }
 
     #[test]

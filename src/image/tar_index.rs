@@ -19,6 +19,7 @@ use std::sync::Arc;
 use tar::EntryType;
 
 use super::blob::Section;
+use super::quote::quoted;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -99,7 +100,7 @@ impl TarIndex {
             let Some(part) = Part::named(&entry.path_bytes()) else {
                 continue;
             };
-            let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+            let name = quoted(&String::from_utf8_lossy(&entry.path_bytes()));
             let section = match entry.header().entry_type() {
                 EntryType::Regular | EntryType::Continuous => {
                     Section::new(Arc::clone(&file), at, size)
@@ -108,21 +109,17 @@ impl TarIndex {
                     .link_name_bytes()
                     .and_then(|target| Part::named(&target))
                     .and_then(|target| parts.get(&target).cloned())
-                    .ok_or_else(|| {
-                        bad(format!("{name:?} is a hard link to nothing before it in"))
-                    })?,
+                    .ok_or_else(|| bad(format!("{name} is a hard link to nothing before it in")))?,
                 other => {
                     return Err(Error::new(
                         ErrorKind::Unsupported,
-                        format!(
-                            "{name:?} is a tar entry of type {other:?}, not a regular file, in"
-                        ),
+                        format!("{name} is a tar entry of type {other:?}, not a regular file, in"),
                     )
                     .with_path(path));
                 }
             };
             if parts.insert(part, section).is_some() {
-                return Err(bad(format!("{name:?} comes twice in")));
+                return Err(bad(format!("{name} comes twice in")));
             }
         }
         Ok(TarIndex(parts))

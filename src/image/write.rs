@@ -4,7 +4,7 @@
 //! their sizes before their bytes. A directory is published by renaming the staging directory, a tar
 //! file by renaming a temporary one beside it; both are synced first. So a reader sees all or
 //! nothing, and after an error, or a writer dropped unfinished, nothing is left. (After a crash there
-//! may be a directory `.NAME.stratafs-PID-N`, which is safe to delete.)
+//! may be a directory `.NAME.stratafs-NUMBER`, which is safe to delete.)
 //!
 //! The same blobs give the same tar: entries are in a fixed order, with no time, owner or host in
 //! them.
@@ -303,6 +303,7 @@ struct Index<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
     use std::ops::ControlFlow;
     use std::os::unix::fs::symlink;
     use std::sync::{Arc, Mutex};
@@ -443,6 +444,33 @@ mod tests {
         let e = ImageLayout::spool(&gzip[..], dir.path(), 1 << 20, &mut |_| ControlFlow::Break(()));
         assert_eq!(e.unwrap_err().kind(), ErrorKind::Cancelled);
         assert_eq!(names_in(dir.path()), ["image.tar"]);
+    }
+
+    #[test]
+    fn nobody_can_take_the_names_of_temporary_files_beforehand() {
+        let dir = tempfile::tempdir().unwrap();
+        let taken = unique_name("spool");
+        let (stem, n) = taken.rsplit_once('-').unwrap();
+        if let Ok(n) = n.parse::<u64>() {
+            // Other tests draw names too.
+            for n in n..n + 1000 {
+                fs::write(dir.path().join(format!("{stem}-{n}")), "").unwrap();
+            }
+        }
+        let e = ImageLayout::spool(io::empty(), dir.path(), 1, &mut ignore_progress).unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::InvalidImage, "it got as far as looking inside: {e}");
+    }
+
+    #[cfg(feature = "zstd")]
+    #[test]
+    fn a_bomb_does_not_fill_the_spool() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bomb = crate::compression::Compressor::new(Vec::new(), Compression::Zstd).unwrap();
+        io::copy(&mut io::repeat(0).take(80 << 20), &mut bomb).unwrap();
+        let bomb = bomb.finish().unwrap();
+        let e = ImageLayout::spool(&bomb[..], dir.path(), u64::MAX, &mut ignore_progress);
+        assert_eq!(e.unwrap_err().kind(), ErrorKind::LimitExceeded);
+        assert_eq!(names_in(dir.path()), [""; 0]);
     }
 
     #[test]

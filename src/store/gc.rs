@@ -172,11 +172,8 @@ impl Store {
     }
 
     fn sweep_blobs(&self, at: &Path) -> Result<u64> {
-        let mut needed = HashSet::new();
-        for image in self.metadata.read(|tx| tx.every_image())? {
-            needed.insert(image.manifest.hex().into_bytes());
-            needed.insert(image.config.hex().into_bytes());
-        }
+        let needed: HashSet<Vec<u8>> =
+            self.needed_blobs()?.iter().map(|digest| digest.hex().into_bytes()).collect();
         let mut swept = 0;
         for entry in self.layout.blobs.entries().at("list", at)? {
             if !needed.contains(entry.name.as_bytes()) {

@@ -1,10 +1,12 @@
 //! Images: names for a manifest, a configuration and the layers that they need.
 
+use std::collections::HashSet;
+use std::io;
 use std::time::SystemTime;
 
 use super::metadata::ImageRow;
 use super::snapshot::check_key;
-use super::{Store, Tx};
+use super::{Store, Tx, layout};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::sys::lock::{Flock, Sharing, lock, try_lock};
@@ -46,7 +48,7 @@ impl Store {
     }
 
     /// Puts an image into the store: its manifest and configuration, and which committed snapshots
-    /// are its layers. An image of the same name is replaced.
+    /// are its layers. An image of the same name is replaced. A failure leaves the store as it was.
     ///
     /// # Errors
     /// - [`ErrorKind::NotFound`]: a layer is missing.
@@ -62,19 +64,67 @@ impl Store {
     ) -> Result<ImageRecord> {
         check_key(name)?;
         // Against the removal of blobs that no image names yet.
-        let _writing = self.begin_import()?;
-        let row = ImageRow {
-            name: name.to_owned(),
-            manifest: self.write_blob(manifest)?,
-            config: self.write_blob(config)?,
-            created: SystemTime::now(),
+        let writing = self.begin_import()?;
+        let mut written = Vec::new();
+        let mut write = || {
+            let mut blob = |bytes| -> Result<Digest> {
+                let digest = self.write_blob(bytes)?;
+                written.push(digest);
+                Ok(digest)
+            };
+            let row = ImageRow {
+                name: name.to_owned(),
+                manifest: blob(manifest)?,
+                config: blob(config)?,
+                created: SystemTime::now(),
+            };
+            let at = self.layout.path.join("blobs/sha256");
+            self.waits.sync_files(&self.layout.blobs.reopen().at("open", at)?)?;
+            self.durably(|tx| {
+                let replaced = tx.find_image(name)?;
+                tx.put_image(&row, layers)?;
+                Ok((record(tx, &row)?, replaced))
+            })
         };
-        let blobs = self.layout.blobs.reopen().at("open", self.layout.path.join("blobs/sha256"))?;
-        self.waits.sync_files(&blobs)?;
-        self.durably(|tx| {
-            tx.put_image(&row, layers)?;
-            record(tx, &row)
-        })
+        let put = write();
+        drop(writing);
+        if let Ok((_, Some(replaced))) = &put {
+            written = vec![replaced.manifest, replaced.config];
+        }
+        if !matches!(put, Ok((_, None))) {
+            self.drop_unneeded_blobs(&written);
+        }
+        put.map(|(image, _)| image)
+    }
+
+    /// Removes those blobs that no image names. What an import that runs may count on, and what cannot
+    /// be removed, is left for gc.
+    fn drop_unneeded_blobs(&self, blobs: &[Digest]) {
+        let at = self.layout.path.join("blobs/sha256");
+        let drop_them = || -> Result<()> {
+            let dir = self.layout.blobs.reopen().at("open", &at)?;
+            let Ok(_alone) = try_lock(dir.into(), Sharing::Exclusive).at("lock", &at)? else {
+                return Ok(());
+            };
+            // Under the lock: nobody else writes an image now.
+            let needed = self.needed_blobs()?;
+            for digest in blobs.iter().filter(|digest| !needed.contains(digest)) {
+                match self.layout.blobs.unlink(&layout::name(&digest.hex())?) {
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                    done => done.at("remove blob", at.join(digest.hex()))?,
+                }
+            }
+            Ok(())
+        };
+        if let Err(e) = drop_them() {
+            tracing::warn!(error = %e, "blobs that no image needs are left for gc");
+        }
+    }
+
+    /// The blobs that images name.
+    pub(super) fn needed_blobs(&self) -> Result<HashSet<Digest>> {
+        let images = self.metadata.read(|tx| tx.every_image())?;
+        Ok(images.into_iter().flat_map(|image| [image.manifest, image.config]).collect())
     }
 
     /// The image of that name.
@@ -109,6 +159,7 @@ impl Store {
             tx.delete_image(name)?;
             Ok(image)
         })?;
+        self.drop_unneeded_blobs(&[image.manifest, image.config]);
         self.remove_unneeded(image.layers)
     }
 

@@ -50,6 +50,7 @@ pub(crate) use filter::Fields;
 pub use filter::Filter;
 pub use gc::GcReport;
 pub use images::ImageRecord;
+pub(crate) use snapshot::check_key;
 pub use snapshot::{CommitOptions, Info, Kind, Labels};
 
 use durability::Waits;

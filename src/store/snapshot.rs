@@ -104,7 +104,7 @@ const KEY_MAX: usize = 4096;
 
 /// Refuses what no key can be. Keys are never used as paths; those that look like an attempt to leave
 /// one are refused all the same, since keys end up in other programs' paths.
-pub(super) fn check_key(key: &str) -> Result<()> {
+pub(crate) fn check_key(key: &str) -> Result<()> {
     let reason = if key.is_empty() {
         "it is empty"
     } else if key.len() > KEY_MAX {
