@@ -178,8 +178,8 @@ impl RelPath {
 /// By components, so that a directory sorts right before its contents.
 impl Ord for RelPath {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        let key = |p: &'_ RelPath| p.0.clone().into_iter().map(|b| if b == b'/' { 0 } else { b });
-        key(self).cmp(key(other))
+        let key = |b: &u8| if *b == b'/' { 0 } else { *b };
+        self.0.iter().map(key).cmp(other.0.iter().map(key))
     }
 }
 

@@ -26,7 +26,7 @@ const TIERS: &[(&str, u8)] = &[
     ("compression", 2),
     ("layer", 3),
     ("changes", 4),
-    ("archive", 4),
+    ("archive", 5),
     ("union", 4),
     ("fuse", 5),
     ("helper", 6),

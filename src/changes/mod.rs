@@ -1,17 +1,28 @@
-//! What differs between a layer and what lies below it.
+//! What differs between a layer and what lies below it ([`upper()`]), or between any two trees
+//! ([`trees()`]).
 //!
 //! Two files are equal if they are the same inode; else if type, mode, owner, device number, link
 //! target, xattrs (those of unions aside), size and mtime are, the latter to the nanosecond and not on
 //! a whole second; where only the mtime differs or is on a whole second, contents decide. A directory
 //! that differs only in times or size is no change.
+//!
+//! Both ways say the same of every layer whose edits moved mtimes, but for one thing: a directory that
+//! was deleted and made again with the attributes that it had is `M` from the upper, which is opaque
+//! there, while two trees do not show it.
 
 mod equal;
+mod trees;
 mod upper;
+
+#[cfg(test)]
+mod agreement_tests;
 
 use std::fmt;
 
 use crate::path::RelPath;
 
+pub(crate) use equal::Mtimes;
+pub(crate) use trees::{Difference, between, trees};
 pub(crate) use upper::upper;
 
 /// What happened to a path.

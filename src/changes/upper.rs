@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::equal::{Side, equal};
+use super::equal::{Comparison, Mtimes, Side};
 use super::{Change, ChangeKind};
 use crate::error::{IoContext, Result};
 use crate::layer::cursor::Cursor;
@@ -21,6 +21,7 @@ pub(crate) fn upper(
     let format = layer.format;
     let mut changes = Vec::new();
     let mut below = Cursor::new(below);
+    let mut comparison = Comparison::new(Mtimes::Ignore);
     let mut done = Progress::new(Phase::Walk);
     if marks::is_opaque(format, &layer.dir).at("read the marks of", "the layer's root")? {
         lost(&mut below, &RelPath::ROOT, layer, &layer.dir, &mut changes)?;
@@ -55,7 +56,7 @@ pub(crate) fn upper(
             Some(old) => {
                 let new = Side { dir: visit.dir, name: visit.name, stat: visit.stat };
                 let old = Side { dir: &old.dir, name: &old.name, stat: &old.stat };
-                (!equal(new, old, visit.path)?).then_some(ChangeKind::Modified)
+                (!comparison.equal(new, old, visit.path)?).then_some(ChangeKind::Modified)
             }
         };
         if visit.stat.is_dir() {

@@ -3,9 +3,9 @@
 //! A merged directory costs a descriptor for each layer that has it, so the directories on the way
 //! down are kept only while they are few; those let go are looked up again from the root.
 
-use super::stack::{LayerStack, MergedDir};
+use super::stack::{LayerStack, MergedDir, Visible};
 use crate::error::Result;
-use crate::path::RelPath;
+use crate::path::{Name, RelPath};
 
 /// How many descriptors the directories above the current one may cost.
 const DESCRIPTORS: usize = 256;
@@ -60,6 +60,20 @@ impl<'a> Cursor<'a> {
         Ok(self.open.last().and_then(|step| step.dir.as_ref()))
     }
 
+    /// What a listing of `path` told to be in one of its layers; none if no layer is given, or if it
+    /// has vanished.
+    pub(crate) fn visible(
+        &mut self,
+        path: &RelPath,
+        name: &Name,
+        layer: Option<usize>,
+    ) -> Result<Option<Visible>> {
+        match (layer, layer.map(|_| self.directory(path)).transpose()?.flatten()) {
+            (Some(layer), Some(dir)) => dir.visible(name, layer),
+            _ => Ok(None),
+        }
+    }
+
     fn push(&mut self, step: Step) {
         self.descriptors += cost(&step);
         self.open.push(step);
@@ -80,7 +94,6 @@ mod tests {
     use super::*;
     use crate::layer::LayerFormat;
     use crate::layer::stack::Branch;
-    use crate::path::Name;
     use crate::sys::dir::Dir;
     use crate::sys::remove::remove_tree;
     use std::sync::Arc;

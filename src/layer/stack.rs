@@ -5,6 +5,8 @@
 //! [`LayerStack::root`] one name at a time, and follows no symlink. A redirect sends the lookup in
 //! the layers below to another name or path, whatever the depth.
 //!
+//! A plain directory is a union too, of one layer in which nothing is a mark ([`LayerStack::plain`]).
+//!
 //! Costs one descriptor for each layer that has the directory, while the [`MergedDir`] lives.
 
 use std::collections::BTreeMap;
@@ -13,6 +15,7 @@ use std::sync::Arc;
 
 use super::LayerFormat;
 use super::marks::{self, Mark, Redirect};
+use super::walk::has_vanished;
 use crate::error::{IoContext, Result};
 use crate::path::{Name, RelPath};
 use crate::sys::dir::Dir;
@@ -28,8 +31,18 @@ pub(crate) struct Branch {
 /// Layers, topmost first.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LayerStack {
-    layers: Vec<Branch>,
+    layers: Vec<Layer>,
 }
+
+#[derive(Clone, Debug)]
+struct Layer {
+    dir: Arc<Dir>,
+    marks: Marks,
+}
+
+/// The marks of a layer; none where every name and xattr is just that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Marks(Option<LayerFormat>);
 
 /// A directory of the union.
 #[derive(Clone, Debug)]
@@ -42,7 +55,7 @@ pub(crate) struct MergedDir {
 struct Part {
     /// Index of the layer in the stack.
     layer: usize,
-    format: LayerFormat,
+    marks: Marks,
     dir: Arc<Dir>,
 }
 
@@ -70,7 +83,13 @@ enum Found {
 
 impl LayerStack {
     pub(crate) fn new(layers: Vec<Branch>) -> Self {
-        LayerStack { layers }
+        let layer = |Branch { dir, format }| Layer { dir, marks: Marks(Some(format)) };
+        LayerStack { layers: layers.into_iter().map(layer).collect() }
+    }
+
+    /// The tree in `dir` as it is.
+    pub(crate) fn plain(dir: Arc<Dir>) -> Self {
+        LayerStack { layers: vec![Layer { dir, marks: Marks(None) }] }
     }
 
     /// The root of the union.
@@ -80,10 +99,11 @@ impl LayerStack {
 
     fn root_from(&self, first: usize) -> Result<MergedDir> {
         let mut parts = Vec::new();
-        for (layer, branch) in self.layers.iter().enumerate().skip(first) {
-            let opaque = marks::is_opaque(branch.format, &branch.dir)
+        for (layer, Layer { dir, marks }) in self.layers.iter().enumerate().skip(first) {
+            let opaque = marks
+                .is_opaque(dir)
                 .at("read the marks of the root of layer", layer.to_string())?;
-            parts.push(Part { layer, format: branch.format, dir: Arc::clone(&branch.dir) });
+            parts.push(Part { layer, marks: *marks, dir: Arc::clone(dir) });
             if opaque {
                 break;
             }
@@ -126,6 +146,35 @@ impl MergedDir {
         self.parts.len()
     }
 
+    /// The topmost layer's directory, whose attributes it shows; none in a union without layers.
+    pub(crate) fn own(&self) -> Option<&Arc<Dir>> {
+        self.parts.first().map(|part| &part.dir)
+    }
+
+    /// The entry `name` of one of its layers, which [`MergedDir::list`] gave; none if it has vanished.
+    pub(crate) fn visible(&self, name: &Name, layer: usize) -> Result<Option<Visible>> {
+        let Some(part) = self.parts.iter().find(|part| part.layer == layer) else {
+            return Ok(None);
+        };
+        let stat = part.dir.try_stat_at(name).at("look at", self.path.join(name))?;
+        let dir = Arc::clone(&part.dir);
+        Ok(stat.map(|stat| Visible { layer, stat, dir, name: name.clone() }))
+    }
+
+    /// Whether both are made of the same directories, so that all below is the same too. Without
+    /// redirects, that is: those lead to the layers of their own stack.
+    pub(crate) fn same_directories(&self, other: &MergedDir) -> io::Result<bool> {
+        if self.parts.len() != other.parts.len() {
+            return Ok(false);
+        }
+        for (a, b) in self.parts.iter().zip(&other.parts) {
+            if a.marks != b.marks || !a.dir.stat()?.same_inode(&b.dir.stat()?) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// What the union shows here under `name`.
     pub(crate) fn lookup(&self, name: &Name) -> Result<Option<Visible>> {
         for part in &self.parts {
@@ -153,13 +202,13 @@ impl MergedDir {
                 Found::Entry { stat, .. } if !stat.is_dir() => break,
                 Found::Entry { ends, .. } => ends,
             };
-            let dir = Arc::new(part.dir.open_dir(&wanted).at("open directory", &path)?);
-            let marks = || -> io::Result<_> {
-                let opaque = marks::is_opaque(part.format, &dir)?;
-                Ok((opaque, marks::redirect(part.format, &dir)?))
+            let dir = match part.dir.open_dir(&wanted) {
+                Err(e) if has_vanished(&e) => break,
+                dir => Arc::new(dir.at("open directory", &path)?),
             };
+            let marks = || Ok((part.marks.is_opaque(&dir)?, part.marks.redirect(&dir)?));
             let (opaque, redirect) = marks().at("read the marks of", &path)?;
-            parts.push(Part { layer: part.layer, format: part.format, dir });
+            parts.push(Part { layer: part.layer, marks: part.marks, dir });
             if ends || opaque {
                 break;
             }
@@ -186,11 +235,10 @@ impl MergedDir {
             let mut hidden = Vec::new();
             for entry in part.dir.entries().at("list", &self.path)? {
                 let (name, mut file_type) = (entry.name, entry.file_type);
-                if file_type == FileType::Unknown
-                    || marks::may_be_mark(part.format, &name, file_type)
-                {
-                    let stat = part.dir.stat_at(&name).at("look at", self.path.join(&name))?;
-                    match marks::decode(part.format, &name, &stat) {
+                if file_type == FileType::Unknown || part.marks.may_be(&name, file_type) {
+                    let stat = part.dir.try_stat_at(&name);
+                    let Some(stat) = stat.at("look at", self.path.join(&name))? else { continue };
+                    match part.marks.decode(&name, &stat) {
                         Mark::None => file_type = stat.file_type,
                         Mark::Whiteout(of) => {
                             hidden.push(of);
@@ -211,20 +259,42 @@ impl MergedDir {
 
 impl Part {
     fn find(&self, name: &Name) -> io::Result<Found> {
-        let hidden = match marks::separate_whiteout(self.format, name) {
+        let hidden = match self.marks.separate_whiteout(name) {
             Some(mark) => self.dir.try_stat_at(&mark)?.is_some(),
             None => false,
         };
         Ok(match self.dir.try_stat_at(name)? {
             None if hidden => Found::Whiteout,
             None => Found::Nothing,
-            Some(stat) => match marks::decode(self.format, name, &stat) {
+            Some(stat) => match self.marks.decode(name, &stat) {
                 Mark::None => Found::Entry { stat, ends: hidden },
                 Mark::Whiteout(_) => Found::Whiteout,
                 // The format's own files are not part of the union.
                 Mark::Opaque | Mark::Internal => Found::Nothing,
             },
         })
+    }
+}
+
+impl Marks {
+    fn decode(self, name: &Name, stat: &Stat) -> Mark {
+        self.0.map_or(Mark::None, |format| marks::decode(format, name, stat))
+    }
+
+    fn may_be(self, name: &Name, file_type: FileType) -> bool {
+        self.0.is_some_and(|format| marks::may_be_mark(format, name, file_type))
+    }
+
+    fn separate_whiteout(self, name: &Name) -> Option<Name> {
+        self.0.and_then(|format| marks::separate_whiteout(format, name))
+    }
+
+    fn is_opaque(self, dir: &Dir) -> io::Result<bool> {
+        self.0.map_or(Ok(false), |format| marks::is_opaque(format, dir))
+    }
+
+    fn redirect(self, dir: &Dir) -> io::Result<Option<Redirect>> {
+        self.0.map_or(Ok(None), |format| marks::redirect(format, dir))
     }
 }
 

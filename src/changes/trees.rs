@@ -1,0 +1,317 @@
+//! What changed from one tree to another: a walk of both at once.
+//!
+//! Either side is a union of layers or a plain directory ([`LayerStack::plain`]). Entries come in the
+//! order of archives: a directory before its contents; in a directory what is deleted first, then the
+//! rest, both in byte order. Of a deleted directory only itself is told, of a new one all below it.
+//! No symlink is followed. Where both sides are the very same directories, nothing below is looked
+//! at, since it is the same.
+//!
+//! Memory is that of the listings on the way down; the descriptors held are bounded, whatever the
+//! depth and the number of layers.
+
+use std::collections::BTreeMap;
+
+use super::equal::{Comparison, Mtimes, Side};
+use super::{Change, ChangeKind};
+use crate::error::{IoContext, Result};
+use crate::layer::cursor::Cursor;
+use crate::layer::stack::{LayerStack, MergedDir, Visible};
+use crate::path::{Name, RelPath};
+use crate::progress::{Phase, Progress, ProgressFn, report};
+use crate::sys::stat::FileType;
+
+/// One path of either tree.
+#[derive(Debug)]
+pub(crate) struct Difference<'a> {
+    /// From the roots, which are not told of themselves.
+    pub(crate) path: &'a RelPath,
+    /// None where both are equal.
+    pub(crate) kind: Option<ChangeKind>,
+    /// What the upper tree has; none for a deletion.
+    pub(crate) upper: Option<&'a Visible>,
+    /// What the lower tree has, unless the upper has nothing there.
+    pub(crate) lower: Option<&'a Visible>,
+}
+
+/// A directory that the walk is in.
+struct Frame {
+    /// In the order in which they are visited.
+    names: std::vec::IntoIter<Listed>,
+}
+
+/// A name, and the index of the layer that it comes from in each tree that has it.
+struct Listed {
+    name: Name,
+    upper: Option<usize>,
+    lower: Option<usize>,
+}
+
+/// The changes that make the tree `upper` from `lower`, sorted by path, by the rules of the
+/// [module](super).
+pub(crate) fn between(
+    upper: &LayerStack,
+    lower: &LayerStack,
+    progress: &mut ProgressFn<'_>,
+) -> Result<Vec<Change>> {
+    let mut changes = Vec::new();
+    trees(upper, lower, Mtimes::Ignore, progress, &mut |difference| {
+        if let Some(kind) = difference.kind {
+            changes.push(Change { path: difference.path.clone(), kind });
+        }
+        Ok(())
+    })?;
+    changes.sort();
+    Ok(changes)
+}
+
+/// Visits every path of either tree, but for those below what is deleted and below what is the very
+/// same directory; an error from `visit` ends the walk. Names that vanish meanwhile are passed over.
+///
+/// Neither tree may have redirects: layers must be settled.
+pub(crate) fn trees(
+    upper: &LayerStack,
+    lower: &LayerStack,
+    mtimes: Mtimes,
+    progress: &mut ProgressFn<'_>,
+    visit: &mut dyn FnMut(&Difference<'_>) -> Result<()>,
+) -> Result<()> {
+    let mut walk = Walk {
+        upper: Cursor::new(upper),
+        lower: Cursor::new(lower),
+        comparison: Comparison::new(mtimes),
+    };
+    let mut done = Progress::new(Phase::Walk);
+    let mut path = RelPath::ROOT;
+    let mut frames: Vec<Frame> = walk.list(&path, Both::MayBeOne)?.into_iter().collect();
+    while let Some(frame) = frames.last_mut() {
+        let Some(listed) = frame.names.next() else {
+            frames.pop();
+            path.pop();
+            continue;
+        };
+        done.entries += 1;
+        report(progress, done)?;
+        let (above, name) = (path.clone(), &listed.name);
+        path.push(name);
+        let new = walk.upper.visible(&above, name, listed.upper)?;
+        let Some(new) = new else {
+            if listed.lower.is_some() {
+                let kind = Some(ChangeKind::Deleted);
+                visit(&Difference { path: &path, kind, upper: None, lower: None })?;
+            }
+            path.pop();
+            continue;
+        };
+        let old = walk.lower.visible(&above, name, listed.lower)?;
+        let kind = match &old {
+            None => Some(ChangeKind::Added),
+            Some(old) => {
+                let equal = walk.comparison.equal(side(&new), side(old), &path)?;
+                (!equal).then_some(ChangeKind::Modified)
+            }
+        };
+        visit(&Difference { path: &path, kind, upper: Some(&new), lower: old.as_ref() })?;
+        if !new.stat.is_dir() {
+            path.pop();
+            continue;
+        }
+        let both = match &old {
+            Some(old) if old.stat.same_inode(&new.stat) => Both::MayBeOne,
+            Some(old) if old.stat.is_dir() => Both::Differ,
+            _ => Both::UpperAlone,
+        };
+        match walk.list(&path, both)? {
+            Some(frame) => frames.push(frame),
+            None => {
+                path.pop();
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What is known of a directory of both trees before it is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Both {
+    /// It may be the very same.
+    MayBeOne,
+    /// Each tree has one of its own.
+    Differ,
+    /// The lower tree has no directory there.
+    UpperAlone,
+}
+
+struct Walk<'a> {
+    upper: Cursor<'a>,
+    lower: Cursor<'a>,
+    comparison: Comparison,
+}
+
+impl Walk<'_> {
+    /// The names in a directory; none if both trees have the very same there.
+    fn list(&mut self, path: &RelPath, both: Both) -> Result<Option<Frame>> {
+        let upper = self.upper.directory(path)?;
+        let lower = match both {
+            Both::UpperAlone => None,
+            Both::MayBeOne | Both::Differ => self.lower.directory(path)?,
+        };
+        if let (Both::MayBeOne, Some(upper), Some(lower)) = (both, upper, lower)
+            && upper.same_directories(lower).at("look at directory", path)?
+        {
+            return Ok(None);
+        }
+        let names = |dir: Option<&MergedDir>| dir.map(MergedDir::list).transpose();
+        let names = join(names(upper)?.unwrap_or_default(), names(lower)?.unwrap_or_default());
+        Ok(Some(Frame { names: names.into_iter() }))
+    }
+}
+
+/// Both listings in one, in the order of visits.
+fn join(upper: Listing, lower: Listing) -> Vec<Listed> {
+    let mut deleted = Vec::new();
+    let mut rest = Vec::with_capacity(upper.len());
+    let mut lower = lower.into_iter().peekable();
+    for (name, (layer, _)) in upper {
+        while let Some((gone, (layer, _))) = lower.next_if(|(old, _)| *old < name) {
+            deleted.push(Listed { name: gone, upper: None, lower: Some(layer) });
+        }
+        let old = lower.next_if(|(old, _)| *old == name).map(|(_, (layer, _))| layer);
+        rest.push(Listed { name, upper: Some(layer), lower: old });
+    }
+    deleted.extend(lower.map(|(name, (layer, _))| Listed {
+        name,
+        upper: None,
+        lower: Some(layer),
+    }));
+    deleted.append(&mut rest);
+    deleted
+}
+
+type Listing = BTreeMap<Name, (usize, FileType)>;
+
+fn side(of: &Visible) -> Side<'_> {
+    Side { dir: &of.dir, name: &of.name, stat: &of.stat }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::LayerFormat;
+    use crate::layer::stack::Branch;
+    use crate::progress::ignore_progress;
+    use crate::sys::dir::Dir;
+    use crate::sys::remove::remove_tree;
+    use std::fs;
+    use std::path::Path;
+    use std::sync::Arc;
+
+    fn plain(path: &Path) -> LayerStack {
+        LayerStack::plain(Arc::new(Dir::open(path).unwrap()))
+    }
+
+    /// All visits, `=` for what is equal.
+    fn visits(upper: &LayerStack, lower: &LayerStack, mtimes: Mtimes) -> Vec<String> {
+        let mut seen = Vec::new();
+        trees(upper, lower, mtimes, &mut ignore_progress, &mut |d| {
+            let kind = d.kind.map_or('=', ChangeKind::letter);
+            assert_eq!(d.upper.is_none(), d.kind == Some(ChangeKind::Deleted));
+            seen.push(format!("{kind} {}", d.path.as_path().display()));
+            Ok(())
+        })
+        .unwrap();
+        seen
+    }
+
+    fn at(path: &Path, secs: u64) {
+        let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(secs);
+        fs::File::open(path).unwrap().set_modified(time).unwrap();
+    }
+
+    #[test]
+    fn visits_are_in_the_order_of_archives() {
+        let tmp = tempfile::tempdir().unwrap();
+        let (old, new) = (tmp.path().join("old"), tmp.path().join("new"));
+        for path in ["a/x", "b/gone/deep", "c", "z/x", "same"] {
+            fs::create_dir_all(old.join(path)).unwrap();
+        }
+        for path in ["a/y/z", "a.b", "b/x", "same", "c"] {
+            fs::create_dir_all(new.join(path)).unwrap();
+        }
+        // A file that takes the place of a directory is all that is told of it.
+        fs::remove_dir(new.join("c")).unwrap();
+        fs::write(new.join("c"), "").unwrap();
+        let seen = visits(&plain(&new), &plain(&old), Mtimes::Ignore);
+        let expected = [
+            "D z", "= a", "D a/x", "A a/y", "A a/y/z", "A a.b", "= b", "D b/gone", "A b/x", "M c",
+            "= same",
+        ];
+        assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn times_alone_count_where_they_are_to_count() {
+        let tmp = tempfile::tempdir().unwrap();
+        let (old, new) = (tmp.path().join("old"), tmp.path().join("new"));
+        for (root, secs) in [(&old, 5), (&new, 6)] {
+            fs::create_dir_all(root.join("d")).unwrap();
+            for file in ["touched", "same", "edited"] {
+                fs::write(root.join(file), "text").unwrap();
+            }
+            at(&root.join("same"), 5);
+            at(&root.join("edited"), 5);
+            at(&root.join("touched"), secs);
+            at(&root.join("d"), secs);
+        }
+        fs::write(new.join("edited"), "TEXT").unwrap();
+        at(&new.join("edited"), 5);
+        let (new, old) = (plain(&new), plain(&old));
+        let seen = visits(&new, &old, Mtimes::Ignore);
+        assert_eq!(seen, ["= d", "M edited", "= same", "= touched"]);
+        let seen = visits(&new, &old, Mtimes::Count);
+        assert_eq!(seen, ["M d", "M edited", "= same", "M touched"]);
+    }
+
+    #[test]
+    fn what_is_the_very_same_is_not_walked() {
+        let tmp = tempfile::tempdir().unwrap();
+        for path in ["0/d", "1/d/x", "1/e/x", "2/e/y", "2/f/x"] {
+            fs::create_dir_all(tmp.path().join(path)).unwrap();
+        }
+        let stack = |layers: &[&str]| {
+            let branch = |layer: &&str| Branch {
+                dir: Arc::new(Dir::open(tmp.path().join(layer)).unwrap()),
+                format: LayerFormat::Aufs,
+            };
+            LayerStack::new(layers.iter().map(branch).collect())
+        };
+        let seen = visits(&stack(&["0", "1", "2"]), &stack(&["1", "2"]), Mtimes::Ignore);
+        assert_eq!(seen, ["= d", "= d/x", "= e", "= f"]);
+        let seen = visits(&stack(&["1", "2"]), &stack(&["2"]), Mtimes::Ignore);
+        assert_eq!(seen, ["A d", "A d/x", "= e", "A e/x", "= e/y", "= f"]);
+        assert!(visits(&stack(&["1"]), &stack(&["1"]), Mtimes::Ignore).is_empty());
+        assert_eq!(visits(&stack(&["0"]), &LayerStack::default(), Mtimes::Ignore), ["A d"]);
+    }
+
+    #[test]
+    fn depth_is_no_limit() {
+        let tmp = tempfile::tempdir().unwrap();
+        let name = Name::new("d").unwrap();
+        let root = Dir::open(tmp.path()).unwrap();
+        for side in ["old", "new"] {
+            let side = Name::new(side).unwrap();
+            root.make_dir(&side, 0o700).unwrap();
+            let mut dir = root.open_dir(&side).unwrap();
+            for _ in 0..1200 {
+                dir.make_dir(&name, 0o700).unwrap();
+                dir = dir.open_dir(&name).unwrap();
+            }
+            dir.make_dir(&side, 0o700).unwrap();
+        }
+        let (new, old) = (plain(&tmp.path().join("new")), plain(&tmp.path().join("old")));
+        let changes = between(&new, &old, &mut ignore_progress).unwrap();
+        assert_eq!(changes.len(), 2);
+        for side in ["old", "new"] {
+            remove_tree(&root, &Name::new(side).unwrap(), &mut || Ok(())).unwrap();
+        }
+    }
+}
