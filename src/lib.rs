@@ -110,7 +110,7 @@ mod sys;
 
 pub use archive::{
     Applied, ApplyLimits, ApplyOptions, Devices, ExportOptions, Exported, LayerTarget, Ownership,
-    SecurityLabels, UnionXattrs, XattrPolicy, apply_layer,
+    SecurityLabels, UnionXattrs, XattrPolicy, apply_layer, diff_trees, export_diff,
 };
 pub use changes::{Change, ChangeKind};
 pub use compression::Compression;

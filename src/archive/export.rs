@@ -1,4 +1,4 @@
-//! From a layer directory to a layer archive.
+//! From a layer directory, or from two trees ([`diff`]), to a layer archive.
 //!
 //! The same layer gives the same bytes: directories before their contents, in each the opaque mark,
 //! then whiteouts, then the rest, all in byte order; no clock, no names of users. A layer that cannot
@@ -23,6 +23,8 @@
 //!
 //! Source: OCI image specification, `layer.md`.
 
+mod diff;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
@@ -41,6 +43,9 @@ use crate::path::{Name, RelPath};
 use crate::progress::{Phase, Progress, ProgressFn, report};
 use crate::sys::stat::{FileType, Stat, fstat};
 use crate::sys::xattr::{self, Of};
+
+pub(crate) use diff::export_trees;
+pub use diff::{diff_trees, export_diff};
 
 /// What is gathered before it is written, in bytes.
 const BUFFER: usize = 128 * 1024;
@@ -103,13 +108,9 @@ pub(crate) fn export(
 ) -> Result<Exported> {
     check_names(layer)?;
     let mut export = Export {
-        format: layer.format,
-        out: EntryWriter::new(Hashing::new(BufWriter::with_capacity(BUFFER, out))),
-        options,
-        links: HashMap::new(),
+        format: Some(layer.format),
         below: parents.map(Cursor::new),
-        sockets: 0,
-        done: Progress::new(Phase::Export),
+        ..Export::new(out, options)
     };
     let stat = layer.dir.stat().at("look at", "the layer's root")?;
     let root = export.entry(&RelPath::ROOT, &stat, Of::dir(&layer.dir), EntryKind::Directory)?;
@@ -118,10 +119,16 @@ pub(crate) fn export(
         export.opaque(&RelPath::ROOT, progress)?;
     }
     walk(&layer.dir, &mut |visit| export.visit(visit, progress))?;
-    let (entries, sockets) = (export.done.entries, export.sockets);
-    let (mut out, digest, bytes) = export.out.finish()?.finish();
-    out.flush().at("write the end of", "the archive")?;
-    Ok(Exported { diff_id: DiffId::from(digest), bytes, entries, sockets })
+    export.finish()
+}
+
+const NAME_OF_MARK: &str = "cannot pack a file whose name begins with \".wh.\": in an archive it would \
+                            delete another; rename it";
+const NO_WHITEOUT: &str = "cannot pack the deletion of this name: the name of its whiteout would be \
+                           longer than 255 bytes, or read as another mark";
+
+fn reads_as_mark(name: &Name) -> bool {
+    name.as_bytes().starts_with(WHITEOUT_PREFIX)
 }
 
 /// Refuses what no archive can say.
@@ -131,14 +138,8 @@ fn check_names(layer: &Branch) -> Result<()> {
             Err(Error::new(ErrorKind::FailedPrecondition, why).with_path(visit.path))
         };
         match marks::decode(layer.format, visit.name, visit.stat) {
-            Mark::None if visit.name.as_bytes().starts_with(WHITEOUT_PREFIX) => refuse(
-                "cannot pack a file whose name begins with \".wh.\": in an archive it would delete \
-                 another; rename it",
-            ),
-            Mark::Whiteout(name) if marks::whiteout_name(&name).is_none() => refuse(
-                "cannot pack the deletion of this name: the name of its whiteout would be longer \
-                 than 255 bytes, or read as another mark",
-            ),
+            Mark::None if reads_as_mark(visit.name) => refuse(NAME_OF_MARK),
+            Mark::Whiteout(name) if marks::whiteout_name(&name).is_none() => refuse(NO_WHITEOUT),
             Mark::None => Ok(Descend::Into),
             Mark::Whiteout(_) | Mark::Opaque | Mark::Internal => Ok(Descend::Past),
         }
@@ -146,7 +147,8 @@ fn check_names(layer: &Branch) -> Result<()> {
 }
 
 struct Export<'a> {
-    format: LayerFormat,
+    /// Whose marks there may be; none where nothing that is packed is a mark.
+    format: Option<LayerFormat>,
     out: EntryWriter<Hashing<BufWriter<&'a mut dyn Write>>>,
     options: &'a ExportOptions,
     /// The first path of every file that has several names.
@@ -157,9 +159,30 @@ struct Export<'a> {
     done: Progress,
 }
 
-impl Export<'_> {
+impl<'a> Export<'a> {
+    /// To `out`; without marks or parents.
+    fn new(out: &'a mut dyn Write, options: &'a ExportOptions) -> Self {
+        Export {
+            format: None,
+            out: EntryWriter::new(Hashing::new(BufWriter::with_capacity(BUFFER, out))),
+            options,
+            links: HashMap::new(),
+            below: None,
+            sockets: 0,
+            done: Progress::new(Phase::Export),
+        }
+    }
+
+    fn finish(self) -> Result<Exported> {
+        let (mut out, digest, bytes) = self.out.finish()?.finish();
+        out.flush().at("write the end of", "the archive")?;
+        let (entries, sockets) = (self.done.entries, self.sockets);
+        Ok(Exported { diff_id: DiffId::from(digest), bytes, entries, sockets })
+    }
+
     fn visit(&mut self, visit: Visit<'_>, progress: &mut ProgressFn<'_>) -> Result<Descend> {
-        match marks::decode(self.format, visit.name, visit.stat) {
+        let mark = self.format.map(|format| marks::decode(format, visit.name, visit.stat));
+        match mark.unwrap_or(Mark::None) {
             Mark::None => {}
             Mark::Whiteout(name) => {
                 let parent = visit.path.parent().unwrap_or_default();
@@ -210,13 +233,14 @@ impl Export<'_> {
     /// Whether nothing below shows in a directory: it says so, or (AUFS) has a whiteout beside it.
     fn is_opaque(&self, visit: &Visit<'_>) -> Result<bool> {
         let (dir, name, path) = (visit.dir, visit.name, visit.path);
-        if let Some(mark) = marks::separate_whiteout(self.format, name)
+        let Some(format) = self.format else { return Ok(false) };
+        if let Some(mark) = marks::separate_whiteout(format, name)
             && dir.try_stat_at(&mark).at("look for the whiteout of", path)?.is_some()
         {
             return Ok(true);
         }
         let dir = dir.open_dir(name).at("open directory", path)?;
-        marks::is_opaque(self.format, &dir).at("read the marks of", path)
+        marks::is_opaque(format, &dir).at("read the marks of", path)
     }
 
     fn file(&mut self, visit: &Visit<'_>, progress: &mut ProgressFn<'_>) -> Result<()> {
@@ -293,8 +317,9 @@ impl Export<'_> {
     fn entry(&self, path: &RelPath, stat: &Stat, of: Of<'_>, kind: EntryKind) -> Result<Entry> {
         let mut entry = self.bare(path, stat, kind);
         let keys = xattr::list(of).at("list the xattrs of", path)?;
-        if keys.iter().any(|key| marks::is_union_xattr(key))
-            && marks::refers_below(self.format, of).at("read the marks of", path)?
+        if let Some(format) = self.format
+            && keys.iter().any(|key| marks::is_union_xattr(key))
+            && marks::refers_below(format, of).at("read the marks of", path)?
         {
             return Err(Error::new(
                 ErrorKind::FailedPrecondition,

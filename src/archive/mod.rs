@@ -13,5 +13,5 @@ pub use apply::{
     Applied, ApplyLimits, ApplyOptions, Devices, LayerTarget, Ownership, UnionXattrs, XattrPolicy,
     apply_layer,
 };
-pub(crate) use export::export;
-pub use export::{ExportOptions, Exported, SecurityLabels};
+pub use export::{ExportOptions, Exported, SecurityLabels, diff_trees, export_diff};
+pub(crate) use export::{export, export_trees};

@@ -22,7 +22,7 @@ use std::fmt;
 use crate::path::RelPath;
 
 pub(crate) use equal::Mtimes;
-pub(crate) use trees::{Difference, between, trees};
+pub(crate) use trees::{Difference, added, between, trees};
 pub(crate) use upper::upper;
 
 /// What happened to a path.

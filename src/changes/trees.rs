@@ -75,59 +75,19 @@ pub(crate) fn trees(
     progress: &mut ProgressFn<'_>,
     visit: &mut dyn FnMut(&Difference<'_>) -> Result<()>,
 ) -> Result<()> {
-    let mut walk = Walk {
-        upper: Cursor::new(upper),
-        lower: Cursor::new(lower),
-        comparison: Comparison::new(mtimes),
-    };
-    let mut done = Progress::new(Phase::Walk);
-    let mut path = RelPath::ROOT;
-    let mut frames: Vec<Frame> = walk.list(&path, Both::MayBeOne)?.into_iter().collect();
-    while let Some(frame) = frames.last_mut() {
-        let Some(listed) = frame.names.next() else {
-            frames.pop();
-            path.pop();
-            continue;
-        };
-        done.entries += 1;
-        report(progress, done)?;
-        let (above, name) = (path.clone(), &listed.name);
-        path.push(name);
-        let new = walk.upper.visible(&above, name, listed.upper)?;
-        let Some(new) = new else {
-            if listed.lower.is_some() {
-                let kind = Some(ChangeKind::Deleted);
-                visit(&Difference { path: &path, kind, upper: None, lower: None })?;
-            }
-            path.pop();
-            continue;
-        };
-        let old = walk.lower.visible(&above, name, listed.lower)?;
-        let kind = match &old {
-            None => Some(ChangeKind::Added),
-            Some(old) => {
-                let equal = walk.comparison.equal(side(&new), side(old), &path)?;
-                (!equal).then_some(ChangeKind::Modified)
-            }
-        };
-        visit(&Difference { path: &path, kind, upper: Some(&new), lower: old.as_ref() })?;
-        if !new.stat.is_dir() {
-            path.pop();
-            continue;
-        }
-        let both = match &old {
-            Some(old) if old.stat.same_inode(&new.stat) => Both::MayBeOne,
-            Some(old) if old.stat.is_dir() => Both::Differ,
-            _ => Both::UpperAlone,
-        };
-        match walk.list(&path, both)? {
-            Some(frame) => frames.push(frame),
-            None => {
-                path.pop();
-            }
-        }
-    }
-    Ok(())
+    Walk::new(upper, lower, mtimes).run(RelPath::ROOT, Both::MayBeOne, progress, visit)
+}
+
+/// Visits every path below the directory `path` of `upper` as added.
+pub(crate) fn added(
+    upper: &LayerStack,
+    path: &RelPath,
+    progress: &mut ProgressFn<'_>,
+    visit: &mut dyn FnMut(&Difference<'_>) -> Result<()>,
+) -> Result<()> {
+    let lower = LayerStack::default();
+    let mut walk = Walk::new(upper, &lower, Mtimes::Ignore);
+    walk.run(path.clone(), Both::UpperAlone, progress, visit)
 }
 
 /// What is known of a directory of both trees before it is opened.
@@ -147,7 +107,77 @@ struct Walk<'a> {
     comparison: Comparison,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    fn new(upper: &'a LayerStack, lower: &'a LayerStack, mtimes: Mtimes) -> Self {
+        let (upper, lower) = (Cursor::new(upper), Cursor::new(lower));
+        Walk { upper, lower, comparison: Comparison::new(mtimes) }
+    }
+
+    fn run(
+        &mut self,
+        top: RelPath,
+        both: Both,
+        progress: &mut ProgressFn<'_>,
+        visit: &mut dyn FnMut(&Difference<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let mut done = Progress::new(Phase::Walk);
+        let mut path = top;
+        let mut frames: Vec<Frame> = self.list(&path, both)?.into_iter().collect();
+        while let Some(frame) = frames.last_mut() {
+            let Some(listed) = frame.names.next() else {
+                frames.pop();
+                path.pop();
+                continue;
+            };
+            done.entries += 1;
+            report(progress, done)?;
+            match self.visit(&mut path, &listed, visit)? {
+                Some(frame) => frames.push(frame),
+                None => path.pop(),
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes to a name in `path`, and gives what is to be visited below it.
+    fn visit(
+        &mut self,
+        path: &mut RelPath,
+        listed: &Listed,
+        visit: &mut dyn FnMut(&Difference<'_>) -> Result<()>,
+    ) -> Result<Option<Frame>> {
+        let new = self.upper.visible(path, &listed.name, listed.upper)?;
+        let old = match &new {
+            Some(_) => self.lower.visible(path, &listed.name, listed.lower)?,
+            None => None,
+        };
+        path.push(&listed.name);
+        let Some(new) = new else {
+            if listed.lower.is_some() {
+                let kind = Some(ChangeKind::Deleted);
+                visit(&Difference { path, kind, upper: None, lower: None })?;
+            }
+            return Ok(None);
+        };
+        let kind = match &old {
+            None => Some(ChangeKind::Added),
+            Some(old) => {
+                let equal = self.comparison.equal(side(&new), side(old), path)?;
+                (!equal).then_some(ChangeKind::Modified)
+            }
+        };
+        visit(&Difference { path, kind, upper: Some(&new), lower: old.as_ref() })?;
+        if !new.stat.is_dir() {
+            return Ok(None);
+        }
+        let both = match &old {
+            Some(old) if old.stat.same_inode(&new.stat) => Both::MayBeOne,
+            Some(old) if old.stat.is_dir() => Both::Differ,
+            _ => Both::UpperAlone,
+        };
+        self.list(path, both)
+    }
+
     /// The names in a directory; none if both trees have the very same there.
     fn list(&mut self, path: &RelPath, both: Both) -> Result<Option<Frame>> {
         let upper = self.upper.directory(path)?;

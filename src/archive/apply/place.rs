@@ -35,6 +35,7 @@ impl Unpack<'_> {
         let Some(name) = path.file_name() else {
             // The root: it is there, and gets its attributes.
             self.reach(&RelPath::ROOT, Missing::Stop, path)?;
+            self.drop_old_xattrs()?;
             return self.directory_attributes(entry);
         };
         match &entry.kind {
