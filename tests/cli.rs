@@ -37,6 +37,8 @@ fn main() {
         trial("diff_gives_names_in_their_bytes", diff_gives_bytes),
         trial("garbage_is_exit_code_3_and_leaves_nothing", garbage_leaves_nothing),
         trial("layer_apply_deletes_in_a_tree_and_marks_in_a_layer", layer_apply),
+        trial("layer_diff_makes_one_tree_from_another", layer_diff),
+        trial("diff_and_export_against_any_snapshot", against_any_snapshot),
         trial("images_in_and_out_by_file_directory_and_pipe", images_in_and_out),
         trial("an_images_name_stands_for_its_top_layer", an_images_name),
         trial("a_reader_that_goes_away_is_no_panic", a_reader_that_goes),
@@ -554,6 +556,58 @@ fn layer_apply() {
     let made = fs::metadata(fixture.path("layer/etc")).unwrap();
     assert_eq!(made.mode() & 0o7777, 0o750, "the missing parent is as it is below");
     assert!(!fixture.path("store").exists());
+}
+
+fn layer_diff() {
+    let fixture = Fixture::new();
+    for dir in ["old", "new"] {
+        fs::create_dir(fixture.path(dir)).unwrap();
+        fixture.run_with_input(&["layer", "apply", dir], &base()).ok();
+    }
+    fixture.run_with_input(&["layer", "apply", "new"], &app()).ok();
+    let listed = "A /app\nM /etc/motd\nD /etc/old\n";
+    assert_eq!(fixture.ok(&["layer", "diff", "--list", "old", "new"]), listed);
+    let null = fixture.ok(&["layer", "diff", "--list", "-0", "old", "new"]);
+    assert_eq!(null, listed.replace('\n', "\0"));
+    let json = fixture.json(&["layer", "diff", "--list", "old", "new"]);
+    assert_eq!(json[2], serde_json::json!({ "kind": "D", "path": "/etc/old" }));
+
+    let piped = fixture.run(&["layer", "diff", "old", "new"]);
+    assert_eq!((piped.code, piped.err.as_str()), (Some(0), ""));
+    fixture.ok(&["layer", "diff", "old", "new", "-o", "layer.tar"]);
+    assert!(piped.out == fs::read(fixture.path("layer.tar")).unwrap());
+    fixture.run_with_input(&["layer", "apply", "old"], &piped.out).ok();
+    assert_eq!(fixture.ok(&["layer", "diff", "--list", "old", "new"]), "");
+
+    fixture.run(&["--json", "layer", "diff", "old", "new"]).fails_with_object("usage", 2, "-o");
+    fixture.run(&["layer", "diff", "old", "none"]).fails(4, &["none"]);
+    fixture.file("new/.wh.x", b"");
+    fixture.run(&["layer", "diff", "old", "new", "-o", "layer.tar"]).fails(6, &[".wh.x"]);
+    assert!(piped.out == fs::read(fixture.path("layer.tar")).unwrap(), "the old file is kept");
+    assert_eq!(fixture.names("."), ["layer.tar", "new", "old"]);
+}
+
+fn against_any_snapshot() {
+    let fixture = Fixture::new();
+    fixture.run_with_input(&["apply", "base"], &base()).ok();
+    fixture.run_with_input(&["apply", "app", "--parent", "base"], &app()).ok();
+    let other = archive(&[(b"etc/motd", b"other"), (b"other", b"")]);
+    fixture.run_with_input(&["apply", "other", "--parent", "base"], &other).ok();
+    fixture.ok(&["prepare", "active", "other"]);
+    let listed = "A /app\nM /etc/motd\nD /etc/old\nD /other\n";
+    for from in ["other", "active"] {
+        assert_eq!(fixture.ok(&["diff", "app", "--parent", from]), listed);
+    }
+    assert_eq!(fixture.ok(&["diff", "app", "--parent", "base"]), fixture.ok(&["diff", "app"]));
+    assert_eq!(fixture.ok(&["diff", "app", "--parent", "app"]), "");
+    let json = fixture.json(&["diff", "active", "--parent", "app"]);
+    assert_eq!(json[0], serde_json::json!({ "kind": "D", "path": "/app" }));
+
+    fixture.ok(&["export", "app", "--parent", "other", "-o", "layer.tar"]);
+    fixture.ok(&["apply", "again", "--parent", "other", "layer.tar"]);
+    assert_eq!(fixture.ok(&["diff", "again", "--parent", "app"]), "");
+    fixture.run(&["diff", "app", "--parent", "nobody"]).fails(4, &["nobody"]);
+    fixture.is_clean();
 }
 
 fn a_failed_export() {

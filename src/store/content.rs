@@ -74,6 +74,70 @@ impl Store {
             .map_err(|e| e.context(format!("export of snapshot {key:?} failed")))
     }
 
+    /// What makes the snapshot `key` from the snapshot `from`, or from the empty tree, sorted by path:
+    /// any two, whether or not one is below the other. Of layers that both have only what others touch
+    /// is read.
+    ///
+    /// To its own parent it says what [`Store::changes`] says, but for a directory that was deleted and
+    /// made again just as it was: that shows in the snapshot's own layer alone.
+    ///
+    /// # Errors
+    /// As [`Store::changes`], of either snapshot.
+    pub fn changes_between(
+        &self,
+        key: &str,
+        from: Option<&str>,
+        progress: &mut ProgressFn<'_>,
+    ) -> Result<Vec<Change>> {
+        let (_, upper) = self.shown(key, progress)?;
+        let lower = match from {
+            Some(from) => self.shown(from, progress)?.1,
+            None => LayerStack::default(),
+        };
+        changes::between(&upper, &lower, progress)
+    }
+
+    /// Packs what makes the snapshot `key` from the snapshot `from`, or from the empty tree, as an
+    /// uncompressed archive: [`Store::apply`] on top of `from` gives what `key` shows. It has more than
+    /// [`Store::changes_between`] tells: what differs in modification times alone, the directories above
+    /// all that it has, and every name of a file of which it has one.
+    ///
+    /// # Errors
+    /// As [`Store::export`], of either snapshot.
+    pub fn export_between(
+        &self,
+        key: &str,
+        from: Option<&str>,
+        out: &mut dyn Write,
+        options: &ExportOptions,
+        progress: &mut ProgressFn<'_>,
+    ) -> Result<Exported> {
+        let (own, upper) = self.shown(key, progress)?;
+        let _hold = self.try_hold(own, Sharing::Shared)?;
+        let mut below = None;
+        let lower = match from {
+            Some(from) => {
+                let (id, lower) = self.shown(from, progress)?;
+                below = self.try_hold(id, Sharing::Shared)?;
+                lower
+            }
+            None => LayerStack::default(),
+        };
+        let exported = archive::export_trees(&upper, &lower, out, options, progress);
+        drop(below);
+        exported.map_err(|e| e.context(format!("export of snapshot {key:?} failed")))
+    }
+
+    /// The id of a snapshot, and the union that a mount of it shows.
+    fn shown(&self, key: &str, progress: &mut ProgressFn<'_>) -> Result<(i64, LayerStack)> {
+        let chain = self.metadata.read(|tx| tx.chain(tx.get(key)?.id))?;
+        let Some(own) = chain.first() else {
+            return Err(Error::new(ErrorKind::Corrupt, format!("{key:?} has no layers")));
+        };
+        self.stands_alone(own, progress)?;
+        Ok((own.id, self.stack(&chain)?))
+    }
+
     /// Unpacks a layer archive, compressed or not, onto the committed `parent`, and commits it as
     /// `name`. Nothing is to be seen of it before it is whole and on disk. Directories that it puts
     /// things into without describing them keep the attributes that they have in the parents.

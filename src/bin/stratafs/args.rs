@@ -102,10 +102,12 @@ pub(crate) enum Command {
 
     /// Write a snapshot's layer as an uncompressed tar archive
     ///
-    /// A snapshot that is still active may be exported too, as it is then.
+    /// A snapshot that is still active may be exported too, as it is then. With --parent it is the
+    /// layer that would make the snapshot from any other, whether or not that is below it.
     #[command(after_help = "Examples:
   stratafs export app -o app.tar
   stratafs export app | tar -tv
+  stratafs export app --parent base -o all-since-base.tar
   stratafs export app | gzip > app.tar.gz")]
     Export(Export),
 
@@ -145,12 +147,13 @@ pub(crate) enum Command {
   stratafs commit app work --parent alpine")]
     Commit(Commit),
 
-    /// Show what a snapshot changes against its parent
+    /// Show what a snapshot changes against its parent, or against any other
     ///
     /// A line a path: A (added), M (modified) or D (deleted), a space, and the path, in the bytes that
-    /// it has.
+    /// it has. Of a deleted directory only itself is shown.
     #[command(after_help = "Examples:
   stratafs diff web-1
+  stratafs diff web-1 --parent web-2
   stratafs diff --null web-1 | xargs -0 -n 1 echo")]
     Diff(Diff),
 
@@ -215,6 +218,21 @@ pub(crate) enum Layer {
   stratafs layer apply rootfs < app.tar.gz
   stratafs layer apply --overlay --parent base app < app.tar.gz")]
     Apply(LayerApply),
+
+    /// Write what makes one directory from another as a layer archive
+    ///
+    /// Unpacked over LOWER the archive gives UPPER, modification times included. Both are plain trees:
+    /// no name or xattr in them is a mark. Files are equal if type, mode, owner, xattrs, size and
+    /// contents are; contents are not read where modification times are the same to the nanosecond.
+    ///
+    /// With --list it shows the changes instead, a line a path: A (added), M (modified) or D (deleted),
+    /// a space, and the path. What differs in modification times alone is packed, but not listed.
+    #[command(after_help = "Examples:
+  stratafs layer diff before after > layer.tar
+  stratafs layer diff before after -o layer.tar
+  stratafs layer diff --list before after
+  stratafs layer diff before after | stratafs layer apply copy-of-before")]
+    Diff(LayerDiff),
 }
 
 #[derive(Debug, Args)]
@@ -276,6 +294,9 @@ pub(crate) struct Apply {
 pub(crate) struct Export {
     /// The snapshot
     pub(crate) name: String,
+    /// Pack what makes it from this snapshot or image. Default: its own layer, as it is
+    #[arg(long)]
+    pub(crate) parent: Option<String>,
     /// Where to, or - for standard output
     #[arg(short, long, value_name = "FILE", default_value = "-")]
     pub(crate) output: PathBuf,
@@ -322,6 +343,9 @@ pub(crate) struct Commit {
 pub(crate) struct Diff {
     /// The snapshot
     pub(crate) key: String,
+    /// Compare with this snapshot or image. Default: with its own parent
+    #[arg(long)]
+    pub(crate) parent: Option<String>,
     /// End lines by NUL: names may have line feeds
     #[arg(short = '0', long)]
     pub(crate) null: bool,
@@ -351,6 +375,23 @@ pub(crate) struct LayerApply {
     pub(crate) parents: Vec<PathBuf>,
     /// The directory to unpack into
     pub(crate) root: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LayerDiff {
+    /// Show the changes, and pack nothing
+    #[arg(long, conflicts_with = "output")]
+    pub(crate) list: bool,
+    /// With --list: end lines by NUL, since names may have line feeds
+    #[arg(short = '0', long, requires = "list")]
+    pub(crate) null: bool,
+    /// Where to, or - for standard output
+    #[arg(short, long, value_name = "FILE", default_value = "-")]
+    pub(crate) output: PathBuf,
+    /// The directory as it was
+    pub(crate) lower: PathBuf,
+    /// The directory as it is to be
+    pub(crate) upper: PathBuf,
 }
 
 #[derive(Debug, Args)]

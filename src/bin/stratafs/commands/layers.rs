@@ -1,11 +1,12 @@
-//! Layers as archives: `apply`, `export`, `diff`, `layer apply`.
+//! Layers as archives: `apply`, `export`, `diff`, `layer apply`, `layer diff`.
 
 use std::io::{self, IsTerminal as _, Write};
 use std::path::Path;
 
 use serde::Serialize;
 use stratafs::{
-    Applied, ApplyOptions, Change, ExportOptions, Exported, LayerFormat, LayerTarget, apply_layer,
+    Applied, ApplyOptions, Change, ExportOptions, Exported, LayerFormat, LayerTarget, ProgressFn,
+    apply_layer, diff_trees, export_diff,
 };
 
 use super::{Context, Missing, Result, snapshot, snapshot_or_top};
@@ -52,28 +53,59 @@ pub(super) fn apply_to_directory(context: &Context, args: args::LayerApply) -> R
 }
 
 pub(super) fn export(context: &Context, args: &args::Export) -> Result {
-    let to_stdout = args.output == Path::new(STANDARD_STREAM);
-    if to_stdout {
-        refuse_stdout(context)?;
-    }
+    check_output(context, &args.output)?;
     let store = context.open(Missing::Refuse)?;
     let key = snapshot(&store, &args.name)?;
-    let mut reporter = context.reporter();
-    let mut export = |out: &mut dyn Write| {
-        let options = ExportOptions::new();
-        store.export(&key, out, &options, &mut |progress| reporter.step(progress))
+    let options = ExportOptions::new();
+    let Some(parent) = &args.parent else {
+        return pack(context, &args.output, |out, progress| {
+            store.export(&key, out, &options, progress)
+        });
     };
-    if to_stdout {
+    let parent = snapshot_or_top(&store, parent)?;
+    pack(context, &args.output, |out, progress| {
+        store.export_between(&key, parent.as_deref(), out, &options, progress)
+    })
+}
+
+pub(super) fn diff_directories(context: &Context, args: &args::LayerDiff) -> Result {
+    let (lower, upper) = (&args.lower, &args.upper);
+    if args.list {
+        let mut reporter = context.reporter();
+        let changes = diff_trees(lower, upper, &mut |progress| reporter.step(progress))?;
+        drop(reporter);
+        return print_changes(context, &changes, args.null);
+    }
+    check_output(context, &args.output)?;
+    pack(context, &args.output, |out, progress| {
+        export_diff(lower, upper, out, &ExportOptions::new(), progress)
+    })
+}
+
+/// Writes what `export` packs to a file, and tells of it, or to standard output.
+fn pack(
+    context: &Context,
+    output: &Path,
+    export: impl Fn(&mut dyn Write, &mut ProgressFn<'_>) -> stratafs::Result<Exported>,
+) -> Result {
+    let mut reporter = context.reporter();
+    let mut export = |out: &mut dyn Write| export(out, &mut |progress| reporter.step(progress));
+    if output == Path::new(STANDARD_STREAM) {
         let mut out = io::stdout().lock();
         export(&mut out)?;
         out.flush()?;
         return Ok(());
     }
-    let mut file = PendingFile::create(&args.output)?;
+    let mut file = PendingFile::create(output)?;
     let exported = export(&mut file)?;
     file.publish()?;
     drop(reporter);
     context.print(&Packed::from(&exported))
+}
+
+/// Refuses standard output where no archive may go.
+fn check_output(context: &Context, output: &Path) -> Result {
+    if output == Path::new(STANDARD_STREAM) { refuse_stdout(context) } else { Ok(()) }
 }
 
 /// An archive goes to standard output only if it is no terminal, and if nothing else goes there.
@@ -91,10 +123,19 @@ pub(super) fn refuse_stdout(context: &Context) -> Result {
 pub(super) fn diff(context: &Context, args: &args::Diff) -> Result {
     let store = context.open(Missing::Refuse)?;
     let key = snapshot(&store, &args.key)?;
+    let parent = args.parent.as_ref().map(|name| snapshot_or_top(&store, name)).transpose()?;
     let mut reporter = context.reporter();
-    let changes = store.changes(&key, &mut |progress| reporter.step(progress))?;
+    let progress: &mut ProgressFn<'_> = &mut |progress| reporter.step(progress);
+    let changes = match parent {
+        None => store.changes(&key, progress)?,
+        Some(parent) => store.changes_between(&key, parent.as_deref(), progress)?,
+    };
     drop(reporter);
-    let end = if args.null { b'\0' } else { b'\n' };
+    print_changes(context, &changes, args.null)
+}
+
+fn print_changes(context: &Context, changes: &[Change], null: bool) -> Result {
+    let end = if null { b'\0' } else { b'\n' };
     context.print(&Changes(changes.iter().map(|change| Line::new(change, end)).collect()))
 }
 

@@ -61,6 +61,7 @@ pub(crate) fn run(context: &Context, command: Command) -> Result {
         Command::Gc => upkeep::gc(context),
         Command::Check => upkeep::check(context),
         Command::Layer(Layer::Apply(args)) => layers::apply_to_directory(context, args),
+        Command::Layer(Layer::Diff(args)) => layers::diff_directories(context, &args),
     }
 }
 
