@@ -13,7 +13,9 @@
 //!   store, [`save_image`] out of it.
 //!
 //! A layer on disk is what overlayfs makes of it, a delta with whiteouts ([`LayerFormat`]); outside it
-//! is a tar archive, which [`Store::apply`] and [`Store::export`] translate from and to.
+//! is a tar archive, which [`Store::apply`] and [`Store::export`] translate from and to. Any two
+//! snapshots, or directories, can be compared, and the difference packed as a layer
+//! ([`Store::export_between`], [`export_diff`]).
 //!
 //! # Layers, a writable snapshot, its changes
 //!

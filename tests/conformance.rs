@@ -17,8 +17,8 @@ use tree::Times;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use stratafs::{
-    ApplyOptions, Change, ChangeKind, CommitOptions, ErrorKind, ExportOptions, Guard, Labels, LayerFormat,
-    MountOptions, RelPath, Store, StoreOptions, ignore_progress,
+    ApplyOptions, Change, ChangeKind, CommitOptions, ErrorKind, ExportOptions, Guard, Labels,
+    LayerFormat, MountOptions, RelPath, Store, StoreOptions, ignore_progress,
 };
 
 /// A store in a directory of its own, with helpers that fail the case loudly.

@@ -238,7 +238,7 @@ impl Sim {
         // By default unlike any other, so that it can be seen that it is another.
         let mode = match old {
             Some(old) if self.recreate_equal && old.stat.is_dir() => old.stat.mode,
-            _ => 0o1000 + u32::try_from(self.clock % 512).unwrap() | 0o700,
+            _ => 0o1700 | u32::try_from(self.clock % 64).unwrap(),
         };
         self.clock += 1;
         let plain = self.plain().join(path);
@@ -265,17 +265,17 @@ impl Sim {
         }
     }
 
-    fn from_the_upper(&self) -> Vec<Change> {
+    fn told_by_the_upper(&self) -> Vec<Change> {
         let (top, below) = (self.branch(self.layers - 1), self.stack(self.layers - 1));
         upper(&top, &below, &mut ignore_progress).unwrap()
     }
 
-    fn from_two_unions(&self) -> Vec<Change> {
+    fn told_by_two_unions(&self) -> Vec<Change> {
         let (new, old) = (self.stack(self.layers), self.stack(self.layers - 1));
         between(&new, &old, &mut ignore_progress).unwrap()
     }
 
-    fn from_two_trees(&self) -> Vec<Change> {
+    fn told_by_two_trees(&self) -> Vec<Change> {
         let plain = |name: &str| {
             let dir = Dir::open(self.tmp.path().join(name)).unwrap();
             LayerStack::plain(Arc::new(dir))
@@ -305,11 +305,11 @@ fn the_upper_two_unions_and_two_trees_tell_the_same() {
                 sim.next_layer();
             }
             (0..12).for_each(|_| sim.edit(&mut random));
-            let expected = text(&sim.from_the_upper());
+            let expected = text(&sim.told_by_the_upper());
             told += expected.len();
             let context = format!("{format}, seed {seed}, {:?}", sim.tmp.path());
-            assert_eq!(text(&sim.from_two_unions()), expected, "two unions, {context}");
-            assert_eq!(text(&sim.from_two_trees()), expected, "two trees, {context}");
+            assert_eq!(text(&sim.told_by_two_unions()), expected, "two unions, {context}");
+            assert_eq!(text(&sim.told_by_two_trees()), expected, "two trees, {context}");
         }
     }
     assert!(told > 200, "few changes: {told}");
@@ -329,8 +329,8 @@ fn a_directory_made_again_as_it_was_is_seen_from_the_upper_alone() {
         sim.recreate_equal = true;
         sim.delete(Path::new("d"));
         sim.make_dir(Path::new("d"));
-        assert_eq!(text(&sim.from_the_upper()), ["M /d", "D /d/x"], "{format}");
-        assert_eq!(text(&sim.from_two_unions()), ["D /d/x"], "{format}");
-        assert_eq!(text(&sim.from_two_trees()), ["D /d/x"], "{format}");
+        assert_eq!(text(&sim.told_by_the_upper()), ["M /d", "D /d/x"], "{format}");
+        assert_eq!(text(&sim.told_by_two_unions()), ["D /d/x"], "{format}");
+        assert_eq!(text(&sim.told_by_two_trees()), ["D /d/x"], "{format}");
     }
 }

@@ -4,7 +4,7 @@
 //! order of archives: a directory before its contents; in a directory what is deleted first, then the
 //! rest, both in byte order. Of a deleted directory only itself is told, of a new one all below it.
 //! No symlink is followed. Where both sides are the very same directories, nothing below is looked
-//! at, since it is the same.
+//! at, since it is the same; nor are files that both sides have from one and the same directory.
 //!
 //! Memory is that of the listings on the way down; the descriptors held are bounded, whatever the
 //! depth and the number of layers.
@@ -64,8 +64,8 @@ pub(crate) fn between(
     Ok(changes)
 }
 
-/// Visits every path of either tree, but for those below what is deleted and below what is the very
-/// same directory; an error from `visit` ends the walk. Names that vanish meanwhile are passed over.
+/// Visits every path of either tree, but for those below what is deleted and those that are the very
+/// same by the directory that they are in; an error from `visit` ends the walk. Names that vanish meanwhile are passed over.
 ///
 /// Neither tree may have redirects: layers must be settled.
 pub(crate) fn trees(
@@ -185,27 +185,37 @@ impl<'a> Walk<'a> {
             Both::UpperAlone => None,
             Both::MayBeOne | Both::Differ => self.lower.directory(path)?,
         };
-        if let (Both::MayBeOne, Some(upper), Some(lower)) = (both, upper, lower)
-            && upper.same_directories(lower).at("look at directory", path)?
-        {
-            return Ok(None);
+        let mut shared = Vec::new();
+        if let (Some(upper), Some(lower)) = (upper, lower) {
+            shared = upper.shared(lower).at("look at directory", path)?;
+            let same = |dir: &MergedDir| dir.layers() == shared.len();
+            let in_order = shared.is_sorted_by(|a, b| a.0 < b.0 && a.1 < b.1);
+            if both == Both::MayBeOne && same(upper) && same(lower) && in_order {
+                return Ok(None);
+            }
         }
         let names = |dir: Option<&MergedDir>| dir.map(MergedDir::list).transpose();
-        let names = join(names(upper)?.unwrap_or_default(), names(lower)?.unwrap_or_default());
+        let (upper, lower) = (names(upper)?.unwrap_or_default(), names(lower)?.unwrap_or_default());
+        let names = join(upper, lower, &shared);
         Ok(Some(Frame { names: names.into_iter() }))
     }
 }
 
-/// Both listings in one, in the order of visits.
-fn join(upper: Listing, lower: Listing) -> Vec<Listed> {
+/// Both listings in one, in the order of visits, without the files that both have from a directory
+/// that is the very same.
+fn join(upper: Listing, lower: Listing, shared: &[(usize, usize)]) -> Vec<Listed> {
     let mut deleted = Vec::new();
     let mut rest = Vec::with_capacity(upper.len());
     let mut lower = lower.into_iter().peekable();
-    for (name, (layer, _)) in upper {
+    for (name, (layer, file_type)) in upper {
         while let Some((gone, (layer, _))) = lower.next_if(|(old, _)| *old < name) {
             deleted.push(Listed { name: gone, upper: None, lower: Some(layer) });
         }
         let old = lower.next_if(|(old, _)| *old == name).map(|(_, (layer, _))| layer);
+        let is_file = !matches!(file_type, FileType::Directory | FileType::Unknown);
+        if is_file && old.is_some_and(|old| shared.contains(&(layer, old))) {
+            continue;
+        }
         rest.push(Listed { name, upper: Some(layer), lower: old });
     }
     deleted.extend(lower.map(|(name, (layer, _))| Listed {
@@ -307,6 +317,9 @@ mod tests {
         for path in ["0/d", "1/d/x", "1/e/x", "2/e/y", "2/f/x"] {
             fs::create_dir_all(tmp.path().join(path)).unwrap();
         }
+        for file in ["0/d/above", "1/d/file", "1/d/above", "2/e/file"] {
+            fs::write(tmp.path().join(file), file).unwrap();
+        }
         let stack = |layers: &[&str]| {
             let branch = |layer: &&str| Branch {
                 dir: Arc::new(Dir::open(tmp.path().join(layer)).unwrap()),
@@ -315,11 +328,14 @@ mod tests {
             LayerStack::new(layers.iter().map(branch).collect())
         };
         let seen = visits(&stack(&["0", "1", "2"]), &stack(&["1", "2"]), Mtimes::Ignore);
-        assert_eq!(seen, ["= d", "= d/x", "= e", "= f"]);
+        assert_eq!(seen, ["= d", "M d/above", "= d/x", "= e", "= f"]);
         let seen = visits(&stack(&["1", "2"]), &stack(&["2"]), Mtimes::Ignore);
-        assert_eq!(seen, ["A d", "A d/x", "= e", "A e/x", "= e/y", "= f"]);
+        let new = ["A d", "A d/above", "A d/file", "A d/x"];
+        assert_eq!(seen, [&new[..], &["= e", "A e/x", "= e/y", "= f"]].concat());
         assert!(visits(&stack(&["1"]), &stack(&["1"]), Mtimes::Ignore).is_empty());
-        assert_eq!(visits(&stack(&["0"]), &LayerStack::default(), Mtimes::Ignore), ["A d"]);
+        let seen = visits(&stack(&["1", "0"]), &stack(&["0", "1"]), Mtimes::Ignore);
+        assert_eq!(seen, ["= d", "M d/above", "= d/x", "= e"]);
+        assert_eq!(visits(&stack(&["0"]), &LayerStack::default(), Mtimes::Ignore).len(), 2);
     }
 
     #[test]

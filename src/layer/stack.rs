@@ -161,18 +161,21 @@ impl MergedDir {
         Ok(stat.map(|stat| Visible { layer, stat, dir, name: name.clone() }))
     }
 
-    /// Whether both are made of the same directories, so that all below is the same too. Without
-    /// redirects, that is: those lead to the layers of their own stack.
-    pub(crate) fn same_directories(&self, other: &MergedDir) -> io::Result<bool> {
-        if self.parts.len() != other.parts.len() {
-            return Ok(false);
-        }
-        for (a, b) in self.parts.iter().zip(&other.parts) {
-            if a.marks != b.marks || !a.dir.stat()?.same_inode(&b.dir.stat()?) {
-                return Ok(false);
+    /// The layers of both that have the very same directory here, by their indexes in each.
+    pub(crate) fn shared(&self, other: &MergedDir) -> io::Result<Vec<(usize, usize)>> {
+        let mut shared = Vec::new();
+        let stats = |dir: &MergedDir| -> io::Result<Vec<Stat>> {
+            dir.parts.iter().map(|part| part.dir.stat()).collect()
+        };
+        let (own, others) = (stats(self)?, stats(other)?);
+        for (a, of_a) in self.parts.iter().zip(&own) {
+            for (b, of_b) in other.parts.iter().zip(&others) {
+                if a.marks == b.marks && of_a.same_inode(of_b) {
+                    shared.push((a.layer, b.layer));
+                }
             }
         }
-        Ok(true)
+        Ok(shared)
     }
 
     /// What the union shows here under `name`.

@@ -4,7 +4,9 @@
 //! So it has more than what [`changes`](crate::changes) lists: files and directories whose mtime
 //! alone differs; the directories above whatever it has, with their attributes; and files that did
 //! not change but have a name more, or are one file no longer. A hard link needs its target in the
-//! same archive: if one name of a file is in it, all are, the first in order as the file.
+//! same archive: if one name of a file is in it, all are, the first in order as the file. (But for
+//! names in a layer's directory that both trees share, which are not looked at: if the upper tree shows
+//! a further name of such a file that the lower one hides, that is packed as a file of its own.)
 //!
 //! Two walks: one of both trees, which finds what to pack and refuses what no archive can say before
 //! the first byte, and one over what it found. Between them memory holds the paths that differ, a new
