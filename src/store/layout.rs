@@ -103,7 +103,29 @@ impl Layout {
             root,
             path,
         };
+        if recorded.is_some() {
+            layout.has_its_metadata()?;
+        }
         Ok((layout, lock))
+    }
+
+    /// A store whose database was lost must not pass for an empty one: all its layers would be freed,
+    /// as those of no snapshot. An interrupted creation has no snapshots yet.
+    fn has_its_metadata(&self) -> Result<()> {
+        let database = self.path.join("metadata.db");
+        let there = match self.root.open_file(&name("metadata.db")?) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
+            file => file.and_then(|file| file.metadata()).at("look at", &database)?.len() > 0,
+        };
+        if there || self.snapshots.entries().at("list", self.path.join("snapshots"))?.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Corrupt,
+            "the store has snapshots, but has lost its metadata: restore that, or the whole store, \
+             from a backup",
+        )
+        .with_path(database))
     }
 
     /// The path of a snapshot's directory `part`, as mounts name it.
@@ -321,6 +343,10 @@ fn marks_are_readable(root: &Dir, format: LayerFormat) -> Result<()> {
             ),
         )
         .with_source(e)),
+        Err(e) if e.kind() == std::io::ErrorKind::ReadOnlyFilesystem => Err(Error::new(
+            ErrorKind::ReadOnly,
+            "the store is on a read-only file system: remount it to be written to",
+        )),
         Err(e) => Err(Error::io(format!("set a {prefix}* xattr in"), "staging", e)),
     }
 }

@@ -108,7 +108,10 @@ pub(crate) fn check_key(key: &str) -> Result<()> {
     let reason = if key.is_empty() {
         "it is empty"
     } else if key.len() > KEY_MAX {
-        "it is longer than 4096 bytes"
+        return Err(Error::new(
+            ErrorKind::InvalidArgument,
+            format!("{} bytes cannot name a snapshot or image: {KEY_MAX} are the most", key.len()),
+        ));
     } else if key.chars().any(char::is_control) {
         "it has a control character"
     } else if key.split('/').any(|part| part == "..") {
