@@ -46,7 +46,11 @@ fn main() {
         trial("a_signal_rolls_an_apply_back", a_signal_rolls_back),
         trial("a_signal_ends_waiting_for_a_silent_pipe", a_signal_while_waiting),
         trial("a_second_signal_ends_what_cannot_be_rolled_back", a_second_signal),
+        trial("an_ignored_signal_stays_ignored", an_ignored_signal),
+        trial("a_signal_ends_waiting_for_a_named_pipe", a_signal_at_a_named_pipe),
         trial("damage_is_found_by_check", damage_is_found),
+        trial("a_store_that_lost_its_metadata_is_not_an_empty_one", lost_metadata),
+        trial("an_input_that_cannot_be_a_layer_is_named", inputs_are_named),
     ];
     // As root it would be the machine's own store.
     let reason = if root { "not for root" } else { "" };
@@ -58,6 +62,11 @@ fn main() {
     let reason = if root { "" } else { "needs root" };
     trials.push(
         trial("mounts_until_umount", mounts_until_umount)
+            .with_kind(reason)
+            .with_ignored_flag(!root),
+    );
+    trials.push(
+        trial("a_read_only_store_is_refused_as_such", a_read_only_store)
             .with_kind(reason)
             .with_ignored_flag(!root),
     );
@@ -790,6 +799,46 @@ fn a_second_signal() {
     fixture.is_clean();
 }
 
+fn an_ignored_signal() {
+    let fixture = Fixture::new();
+    // As nohup(1) does it.
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "trap '' HUP; exec \"$0\" --root store apply base"]);
+    let mut child = piped(shell.arg(PROGRAM).current_dir(fixture.0.path()));
+    let mut stdin = child.stdin.take().unwrap();
+    let (whole, padding) = (base(), vec![0; 4 << 20]);
+    stdin.write_all(&whole).unwrap();
+    // More than all buffers on the way hold: the program is past taking signals over.
+    stdin.write_all(&padding).unwrap();
+    signal(&child, Signal::HUP);
+    drop(stdin);
+    Run::from(child.wait_with_output().unwrap()).ok();
+    fixture.ok(&["stat", "base"]);
+    fixture.is_clean();
+}
+
+fn a_signal_at_a_named_pipe() {
+    let fixture = Fixture::new();
+    fixture.ok(&["prepare", "a"]);
+    let pipe = fixture.path("pipe");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &pipe,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::from(0o600),
+        0,
+    )
+    .unwrap();
+    let child = piped(&mut fixture.command(&["apply", "base", "pipe"]));
+    let mut writer = fs::OpenOptions::new().write(true).open(&pipe).unwrap();
+    // More than all buffers on the way hold, so it is being read; then nothing comes any more.
+    writer.write_all(&archive(&[(b"f", &vec![7; 16 << 20])])[..8 << 20]).unwrap();
+    interrupt(&child);
+    Run::from(child.wait_with_output().unwrap()).fails(130, &["interrupted"]);
+    drop(writer);
+    fixture.is_clean();
+}
+
 // --- damage, roots, mounts ---------------------------------------------------------------------
 
 fn damage_is_found() {
@@ -810,6 +859,67 @@ fn damage_is_found() {
     run.fails_with_object("corrupt", 1, "problem");
     let report: Value = serde_json::from_slice(&run.out).unwrap();
     assert_eq!(report["problems"][0]["object"], "snapshot \"base\"");
+}
+
+fn lost_metadata() {
+    let fixture = Fixture::new();
+    fixture.run_with_input(&["apply", "base"], &base()).ok();
+    let database = fixture.path("store/metadata.db");
+    let whole = fs::read(&database).unwrap();
+    fs::remove_file(&database).unwrap();
+    let snapshots = fixture.names("store/snapshots");
+    for emptied in [false, true] {
+        if emptied {
+            fs::write(&database, "").unwrap();
+        }
+        // `gc` above all would free every layer, as those of no snapshot.
+        for arguments in [&["ls"][..], &["prepare", "a"], &["gc"], &["check"]] {
+            fixture.run(arguments).fails(1, &["metadata.db", "restore"]);
+        }
+        assert_eq!(database.exists(), emptied, "none is made");
+        assert_eq!(fixture.names("store/snapshots"), snapshots);
+    }
+    fs::write(&database, whole).unwrap();
+    fixture.ok(&["stat", "base"]);
+    fixture.is_clean();
+}
+
+fn inputs_are_named() {
+    let fixture = Fixture::new();
+    fixture.ok(&["prepare", "a"]);
+    fs::create_dir(fixture.path("dir")).unwrap();
+    fixture.run(&["apply", "base", "dir"]).fails(2, &["\"dir\"", "directory"]);
+    fixture.file("cut.tar", &base()[..700]);
+    fixture.run(&["apply", "base", "cut.tar"]).fails(3, &["\"cut.tar\"", "\"etc/\""]);
+    fixture.run_with_input(&["apply", "base"], &base()[..700]).fails(3, &["standard input"]);
+    // What a producer that failed leaves at the other end of the pipe.
+    fixture.file("empty.tar", b"");
+    fixture.run(&["apply", "base", "empty.tar"]).fails(3, &["\"empty.tar\"", "empty"]);
+    fixture.run_with_input(&["apply", "base"], b"").fails(3, &["standard input", "empty"]);
+    fixture.run_with_input(&["layer", "apply", "dir"], b"").fails(3, &["standard input", "empty"]);
+    // Of what is not about the archive, the archive is not accused.
+    let taken = fixture.run_with_input(&["apply", "a"], &base());
+    taken.fails(5, &["\"a\""]);
+    assert!(!taken.err.contains("standard input"), "{}", taken.err);
+    // Nobody can read a refusal that repeats a hundred thousand letters.
+    let long = "k".repeat(100_000);
+    let refused = fixture.run(&["prepare", &long]);
+    refused.fails(2, &["100000 bytes"]);
+    assert!(refused.err.len() < 500, "{} bytes", refused.err.len());
+    fixture.is_clean();
+}
+
+fn a_read_only_store() {
+    let fixture = Fixture::new();
+    fixture.run_with_input(&["apply", "base"], &base()).ok();
+    // In a mount namespace of its own, which takes the mount with it.
+    let mut shell = Command::new("unshare");
+    shell.args(["-m", "sh", "-euc"]).arg(
+        "mount --bind store store; mount -o remount,ro,bind store; exec \"$0\" --root store ls",
+    );
+    let run = Run::of(shell.arg(PROGRAM).current_dir(fixture.0.path()));
+    run.fails(7, &["store is on a read-only file system", "remount"]);
+    fixture.is_clean();
 }
 
 fn the_default_root() {
@@ -849,6 +959,10 @@ fn mounts_until_umount() {
     let output = inside("cat etc/motd; rm etc/old; : > new").wait_with_output().unwrap();
     assert_eq!((output.status.code(), &output.stdout[..]), (Some(0), &b"base"[..]));
     fixture.run(&["mount", "a", "mnt"]).fails(6, &["\"a\""]);
+    fixture.ok(&["view", "v", "base"]);
+    fs::create_dir(fixture.path("other")).unwrap();
+    let mounted = fixture.json(&["mount", "v", "other"]);
+    assert_eq!(fixture.json(&["umount", "other"]), mounted, "the same path");
     fixture.run(&["rm", "a"]).fails(6, &["\"a\""]);
     let mut user = inside("echo here; read line");
     user.stdout.take().unwrap().read_exact(&mut [0; 5]).unwrap();
@@ -858,7 +972,7 @@ fn mounts_until_umount() {
     drop(unmount);
     assert!(!fixture.path("mnt/etc").exists());
     assert_eq!(fixture.ok(&["diff", "a"]), "D /etc/old\nA /new\n");
-    fixture.ok(&["rm", "a"]);
+    fixture.ok(&["rm", "a", "v"]);
     fixture.is_clean();
 }
 

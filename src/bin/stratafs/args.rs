@@ -29,7 +29,9 @@ Exit codes:
     7  not possible here: a right is missing, or the kernel, file system or this build lacks it
     8  no room: the disk is full, or a limit is reached
   130  interrupted by SIGINT, SIGTERM or SIGHUP, and rolled back; twice: at once, left to `gc`
-  141  whoever read the output has gone";
+  141  whoever read the output has gone
+
+If only its output could not be written, what the command was to do has been done.";
 
 /// Layered copy-on-write snapshots for container runtimes.
 ///

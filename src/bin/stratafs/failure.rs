@@ -12,6 +12,8 @@ use stratafs::{Error, ErrorKind};
 pub(crate) enum Failure {
     /// The library says why.
     Library(Error),
+    /// As that, about an archive that only the program knows the name of.
+    Archive { name: String, kind: ErrorKind, why: String },
     /// The request cannot be right.
     Usage(String),
     /// Nothing has the name that was given.
@@ -56,9 +58,34 @@ impl Failure {
         Failure::Io { what: format!("cannot {what} {path:?}"), source }
     }
 
+    /// What the library says of the archive that was read from `name`: what is wrong with its
+    /// contents is told with the name, anything else is not about it.
+    pub(crate) fn of_archive(name: &Path, error: Error) -> Failure {
+        match error.kind() {
+            ErrorKind::InvalidArchive | ErrorKind::DigestMismatch | ErrorKind::LimitExceeded => {
+                Failure::archive(name, error.kind(), error.to_string())
+            }
+            _ => error.into(),
+        }
+    }
+
+    /// An archive of no bytes at all: no archive is, and it is what a producer that failed leaves.
+    pub(crate) fn empty_archive(name: &Path) -> Failure {
+        let why =
+            "it is empty, which no archive is: see whether what should have written it failed";
+        Failure::archive(name, ErrorKind::InvalidArchive, why.to_owned())
+    }
+
+    fn archive(name: &Path, kind: ErrorKind, why: String) -> Failure {
+        let name =
+            if name == Path::new("-") { "standard input".to_owned() } else { format!("{name:?}") };
+        Failure::Archive { name, kind, why }
+    }
+
     fn word_and_code(&self) -> (&'static str, u8) {
         match self {
             Failure::Library(e) => word_and_code(e.kind()),
+            Failure::Archive { kind, .. } => word_and_code(*kind),
             Failure::Usage(_) => ("usage", 2),
             Failure::NotFound(_) => word_and_code(ErrorKind::NotFound),
             Failure::Io { source, .. } => match source.kind() {
@@ -103,6 +130,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Failure::Library(e) => e.fmt(f),
+            Failure::Archive { name, why, .. } => write!(f, "cannot unpack {name}: {why}"),
             Failure::Usage(text) | Failure::NotFound(text) => f.write_str(text),
             Failure::Io { what, source } => write!(f, "{what}: {source}"),
             Failure::OutputClosed => f.write_str("the output was closed"),

@@ -3,6 +3,7 @@
 //! The first raises a flag, which long calls see at their next report of progress; the second ends
 //! the process at once, and what it leaves is swept by the next one.
 
+use std::fs;
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,10 +19,15 @@ use signal_hook::flag;
 pub(crate) struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
-    /// Takes the signals over.
+    /// Takes the signals over, but for those that whoever started the program wants ignored, as
+    /// nohup(1) does, and shells for what they run in the background.
     pub(crate) fn install() -> io::Result<Interrupt> {
         let raised = Arc::new(AtomicBool::new(false));
+        let ignored = ignored();
         for signal in [SIGINT, SIGTERM, SIGHUP] {
+            if ignored >> (signal - 1) & 1 == 1 {
+                continue;
+            }
             // In this order: the first signal finds the flag down.
             flag::register_conditional_shutdown(signal, 130, Arc::clone(&raised))?;
             flag::register(signal, Arc::clone(&raised))?;
@@ -56,6 +62,16 @@ impl Interrupt {
         });
         InterruptibleReader { interrupt: self.clone(), chunks, chunk: Vec::new(), used: 0 }
     }
+}
+
+/// The ignored signals, a bit each from 1 on: `SigIgn:`, proc_pid_status(5).
+fn ignored() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or(0)
 }
 
 /// See [`Interrupt::reader`].

@@ -1,5 +1,6 @@
 //! Layers as archives: `apply`, `export`, `diff`, `layer apply`, `layer diff`.
 
+use std::fs;
 use std::io::{self, IsTerminal as _, Write};
 use std::path::Path;
 
@@ -17,27 +18,32 @@ use crate::output::{JsonPath, PendingFile, Report};
 const STANDARD_STREAM: &str = "-";
 
 pub(super) fn apply(context: &Context, args: args::Apply) -> Result {
-    let mut input = context.input(&args.file)?;
+    let mut input = context.archive(&args.file)?;
     let store = context.open(Missing::Create)?;
     let parent = match &args.parent {
         Some(name) => snapshot_or_top(&store, name)?,
         None => None,
     };
     let mut reporter = context.reporter();
-    let applied = store.apply(
-        &args.name,
-        parent.as_deref(),
-        &mut input,
-        &context.apply_options(),
-        args.labels.into_map(),
-        &mut |progress| reporter.step(progress),
-    )?;
+    let applied = store
+        .apply(
+            &args.name,
+            parent.as_deref(),
+            &mut input,
+            &context.apply_options(),
+            args.labels.into_map(),
+            &mut |progress| reporter.step(progress),
+        )
+        .map_err(|e| Failure::of_archive(&args.file, e))?;
     drop(reporter);
     context.print(&Unpacked::from(&applied))
 }
 
 pub(super) fn apply_to_directory(context: &Context, args: args::LayerApply) -> Result {
-    let input = context.input(Path::new(STANDARD_STREAM))?;
+    // Told at once, and not when the first of the archive has come.
+    fs::metadata(&args.root).map_err(|e| Failure::io("open", &args.root, e))?;
+    let name = Path::new(STANDARD_STREAM);
+    let input = context.archive(name)?;
     let target = match (args.overlay, context.privileged) {
         (true, true) => LayerTarget::Layer(LayerFormat::OverlayTrusted),
         (true, false) => LayerTarget::Layer(LayerFormat::OverlayUser),
@@ -47,7 +53,8 @@ pub(super) fn apply_to_directory(context: &Context, args: args::LayerApply) -> R
     options.parents = args.parents;
     let mut reporter = context.reporter();
     let applied =
-        apply_layer(input, &args.root, target, &options, &mut |progress| reporter.step(progress))?;
+        apply_layer(input, &args.root, target, &options, &mut |progress| reporter.step(progress))
+            .map_err(|e| Failure::of_archive(name, e))?;
     drop(reporter);
     context.print(&Unpacked::from(&applied))
 }

@@ -7,7 +7,7 @@ mod mounts;
 mod snapshots;
 mod upkeep;
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, IsTerminal as _, Read};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
@@ -84,11 +84,36 @@ impl Context {
         Reporter::new(self.interrupt.clone())
     }
 
+    /// As [`Context::input`], of an archive: there is at least a byte of it.
+    fn archive(&self, path: &Path) -> Result<Box<dyn Read>> {
+        let mut input = self.input(path)?;
+        let mut start = vec![0; 4096];
+        let n = loop {
+            match input.read(&mut start) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(Failure::io("read", path, e)),
+                Ok(0) => return Err(Failure::empty_archive(path)),
+                Ok(n) => break n,
+            }
+        };
+        start.truncate(n);
+        Ok(Box::new(io::Cursor::new(start).chain(input)))
+    }
+
     /// `path` opened, or standard input for `-`.
     fn input(&self, path: &Path) -> Result<Box<dyn Read>> {
         if path != Path::new("-") {
-            let file = File::open(path).map_err(|e| Failure::io("open", path, e))?;
-            return Ok(Box::new(file));
+            let fail = |e| Failure::io("open", path, e);
+            let kind = fs::metadata(path).map_err(fail)?.file_type();
+            if kind.is_dir() {
+                return Err(fail(io::ErrorKind::IsADirectory.into()));
+            }
+            return Ok(if kind.is_file() {
+                Box::new(File::open(path).map_err(fail)?)
+            } else {
+                let input = OpenedWhenRead { path: path.to_owned(), file: None };
+                Box::new(self.interrupt.reader(input))
+            });
         }
         let stdin = io::stdin();
         if stdin.is_terminal() {
@@ -103,6 +128,23 @@ impl Context {
         } else {
             Box::new(self.interrupt.reader(stdin))
         })
+    }
+}
+
+/// Opening a named pipe waits for somebody at its other end, for ever maybe: so that is done where the
+/// reading is.
+struct OpenedWhenRead {
+    path: PathBuf,
+    file: Option<File>,
+}
+
+impl Read for OpenedWhenRead {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let file = match self.file.take() {
+            Some(file) => file,
+            None => File::open(&self.path)?,
+        };
+        self.file.insert(file).read(buffer)
     }
 }
 

@@ -28,8 +28,10 @@ pub(super) fn mount(context: &Context, args: &args::Mount) -> Result {
 
 pub(super) fn umount(context: &Context, args: &args::Umount) -> Result {
     let store = context.open(Missing::Refuse)?;
+    // As `mount` names it; when it is unmounted, what leads there may be gone with it.
+    let target = args.dir.canonicalize();
     store.deactivate(&args.dir)?;
-    context.print(&MountPoint::new(&args.dir))
+    context.print(&MountPoint::new(target.as_deref().unwrap_or(&args.dir)))
 }
 
 /// Where something is, or was, mounted: in text there is nothing to say.
