@@ -193,7 +193,8 @@ impl<T> Hashing<T> {
         (self.inner, Digest(self.hasher.finalize().into()), self.bytes)
     }
 
-    fn count(&mut self, bytes: &[u8]) {
+    /// Counts and digests bytes that pass by another way.
+    pub(crate) fn count(&mut self, bytes: &[u8]) {
         self.hasher.update(bytes);
         self.bytes = self.bytes.saturating_add(bytes.len() as u64);
     }

@@ -4,6 +4,7 @@
 //! [`export()`] packs a layer directory.
 
 mod apply;
+mod blocks;
 mod capability;
 pub(crate) mod entry;
 mod export;

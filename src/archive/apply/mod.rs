@@ -1,8 +1,9 @@
 //! Unpacking a layer archive into a directory.
 //!
 //! Input is read once, from first byte to last: digested as it came, uncompressed, digested again
-//! and cut into entries, each of which is made before the next is read. Memory does not grow with
-//! the archive, but for a plain tree's names and the directories that are opaque.
+//! and cut into entries, each of which is made before the next is begun, by up to three threads
+//! ([`pipeline`]). Memory does not grow with the archive, but for a plain tree's names and the
+//! directories that are opaque.
 //!
 //! Invariants:
 //! - Nothing outside of the root is made, changed, removed or looked at, whatever the archive says
@@ -23,11 +24,13 @@
 mod acl;
 mod attributes;
 mod options;
+mod pipeline;
 mod place;
 mod placed;
 mod plnk;
 mod stream;
 mod target;
+mod watch;
 mod whiteout;
 
 #[cfg(test)]
@@ -37,22 +40,23 @@ mod cost_tests;
 #[cfg(test)]
 mod mark_tests;
 #[cfg(test)]
+mod pipeline_tests;
+#[cfg(test)]
 mod random_tests;
 #[cfg(test)]
 mod test_archive;
 #[cfg(test)]
 mod tests;
 
-use std::cell::Cell;
 use std::collections::HashSet;
-use std::io::{BufReader, Read};
+use std::io::{BufRead, Read};
 use std::path::Path;
 
+use self::pipeline::{Job, Outcome};
 use self::placed::Placed;
-use self::stream::{Metered, Tap};
 use self::target::{Inode, Target};
+use self::watch::Watch;
 use crate::archive::entry::{Entry, EntryLimits, EntryReader, Timestamp};
-use crate::compression::Decompressor;
 use crate::digest::DiffId;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::marks::{self, DotWh};
@@ -65,11 +69,6 @@ use crate::sys::stat::Time;
 pub use self::options::{
     Applied, ApplyLimits, ApplyOptions, Devices, LayerTarget, Ownership, UnionXattrs, XattrPolicy,
 };
-
-/// The unit in which content is copied, in bytes.
-const BUFFER: usize = 128 * 1024;
-/// How much is written between two reports, in bytes.
-const REPORT_EVERY: u64 = 1 << 20;
 
 /// Unpacks a layer archive, plain or compressed, into the directory `root`.
 ///
@@ -119,28 +118,30 @@ pub(crate) fn apply(
     options: &ApplyOptions,
     progress: &mut ProgressFn<'_>,
 ) -> Result<Applied> {
-    let read = Cell::new(0);
-    let mut tap = Tap::new(input, &read);
-    let stream = Decompressor::new(&mut tap)?;
-    let mut unpack = Unpack::new(root, target, options, &read, &mut *progress)?;
-    let unpacked = unpack.run(stream);
-    let counts = unpack.counts;
-    let has_marks = unpack.has_marks && unpack.format.is_some();
-    let (diff_id, unpacked_bytes) = unpacked?;
-    let (blob, blob_bytes) = tap.finish();
+    let Outcome { unpacked, archive, blob } =
+        Job::new(root, target, options).run(input, progress)?;
+    let (diff_id, unpacked_bytes) = archive;
+    let (blob, blob_bytes) = blob;
     let walking = Progress::new(Phase::Walk);
     Ok(Applied {
-        diff_id,
+        diff_id: DiffId::from(diff_id),
         blob,
         blob_bytes,
         unpacked_bytes,
-        entries: counts.entries,
+        entries: unpacked.counts.entries,
         usage: usage::count(root, &mut || progress::report(progress, walking))?,
-        has_marks,
-        stripped_xattrs: counts.stripped_xattrs,
-        skipped_xattrs: counts.skipped_xattrs,
-        skipped_devices: counts.skipped_devices,
+        has_marks: unpacked.has_marks,
+        stripped_xattrs: unpacked.counts.stripped_xattrs,
+        skipped_xattrs: unpacked.counts.skipped_xattrs,
+        skipped_devices: unpacked.counts.skipped_devices,
     })
+}
+
+/// What is known when all entries have been made.
+#[derive(Debug)]
+struct Unpacked {
+    counts: Counts,
+    has_marks: bool,
 }
 
 /// One archive being unpacked.
@@ -162,11 +163,7 @@ struct Unpack<'a> {
     /// Whether new files may inherit access control lists, which must be removed from them.
     inherits_acls: bool,
     counts: Counts,
-    buffer: Vec<u8>,
-    /// Bytes of input read.
-    read: &'a Cell<u64>,
-    reported: u64,
-    progress: &'a mut ProgressFn<'a>,
+    watch: &'a mut dyn Watch,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -189,12 +186,19 @@ enum Meaning {
 }
 
 impl<'a> Unpack<'a> {
+    /// Unpacks everything from an uncompressed archive, and reads it to its end.
+    fn all(job: Job<'a>, archive: &mut impl BufRead, watch: &'a mut dyn Watch) -> Result<Unpacked> {
+        let mut unpack = Unpack::new(job.root, job.target, job.options, watch)?;
+        unpack.run(archive)?;
+        let has_marks = unpack.has_marks && unpack.format.is_some();
+        Ok(Unpacked { counts: unpack.counts, has_marks })
+    }
+
     fn new(
         root: &Dir,
         target: LayerTarget,
         options: &'a ApplyOptions,
-        read: &'a Cell<u64>,
-        progress: &'a mut ProgressFn<'_>,
+        watch: &'a mut dyn Watch,
     ) -> Result<Self> {
         let clone = root.try_clone().at("open directory to unpack into", "")?;
         // To fail early. There may be hundreds: they are not kept open.
@@ -216,47 +220,39 @@ impl<'a> Unpack<'a> {
             has_marks: !root.is_empty().at("list directory to unpack into", "")?,
             inherits_acls: false,
             counts: Counts::default(),
-            buffer: vec![0; BUFFER],
-            read,
-            reported: 0,
-            progress,
+            watch,
         };
         unpack.find_inherited_acls()?;
         Ok(unpack)
     }
 
-    /// Unpacks everything from an uncompressed archive, and reads it to its end.
-    fn run(&mut self, stream: impl Read) -> Result<(DiffId, u64)> {
+    fn run(&mut self, archive: &mut impl BufRead) -> Result<()> {
         let limits = &self.options.limits;
         let entry_limits = EntryLimits {
             max_path: limits.max_path_bytes,
             max_pax_bytes: limits.max_pax_bytes,
             max_entries: limits.max_entries,
         };
-        let stream = Metered::new(stream, limits, self.read);
-        let buffered = BufReader::with_capacity(BUFFER, stream);
-        let mut entries = EntryReader::new(buffered, entry_limits);
+        let mut entries = EntryReader::new(archive, entry_limits);
         let unpacked = self.entries(&mut entries);
         let cleaned = self.remove_stash();
         unpacked.and(cleaned)?;
         self.target.finish()?;
-        let mut rest = entries.into_inner();
+        let archive = entries.into_inner();
         loop {
-            match rest.read(&mut self.buffer) {
-                Ok(0) => break,
-                Ok(_) => self.report_bytes()?,
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e).at("read the archive", "behind its end"),
+            let rest = archive.fill_buf().at("read the archive", "behind its end")?.len();
+            if rest == 0 {
+                return Ok(());
             }
+            archive.consume(rest);
+            self.watch.moved()?;
         }
-        let (digest, bytes) = rest.into_inner().finish();
-        Ok((DiffId::from(digest), bytes))
     }
 
-    fn entries(&mut self, entries: &mut EntryReader<impl Read>) -> Result<()> {
+    fn entries(&mut self, entries: &mut EntryReader<impl BufRead>) -> Result<()> {
         while let Some(entry) = entries.next()? {
             self.counts.entries += 1;
-            self.tell()?;
+            self.watch.entries(self.counts.entries)?;
             let mut content = entries.content();
             match meaning(&entry.path)? {
                 Meaning::Plain => self.place(&entry, &mut content)?,
@@ -277,28 +273,6 @@ impl<'a> Unpack<'a> {
                 ErrorKind::LimitExceeded,
                 format!("missing parent directories are over the limit max_entries of {max}"),
             ));
-        }
-        Ok(())
-    }
-
-    /// What has been done so far.
-    fn report(&self) -> Progress {
-        let mut report = Progress::new(Phase::Apply);
-        report.bytes = self.read.get();
-        report.entries = self.counts.entries;
-        report
-    }
-
-    fn tell(&mut self) -> Result<()> {
-        self.reported = self.read.get();
-        let report = self.report();
-        progress::report(&mut *self.progress, report)
-    }
-
-    /// Reports in the middle of an entry, now and then.
-    fn report_bytes(&mut self) -> Result<()> {
-        if self.read.get().saturating_sub(self.reported) >= REPORT_EVERY {
-            self.tell()?;
         }
         Ok(())
     }

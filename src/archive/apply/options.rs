@@ -104,7 +104,7 @@ pub enum Devices {
 
 /// How a layer archive is unpacked. [`ApplyOptions::default`] is for a privileged process,
 /// [`ApplyOptions::unprivileged`] for any other.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ApplyOptions {
     /// Bounds.
@@ -122,6 +122,25 @@ pub struct ApplyOptions {
     pub ownership: Ownership,
     /// Devices. Default: made.
     pub devices: Devices,
+    /// How many threads work on it at most; the result is the same, and so are the errors. The
+    /// caller's is one, and alone reads the input and calls the progress callback; 0 and 1 are that
+    /// one alone. With 2 another makes the files, with 3 or more yet another digests the archive. A
+    /// small archive is unpacked on the caller's. Default: 3.
+    pub threads: usize,
+}
+
+impl Default for ApplyOptions {
+    fn default() -> Self {
+        ApplyOptions {
+            limits: ApplyLimits::default(),
+            union_xattrs: UnionXattrs::default(),
+            xattrs: XattrPolicy::default(),
+            parents: Vec::new(),
+            ownership: Ownership::default(),
+            devices: Devices::default(),
+            threads: 3,
+        }
+    }
 }
 
 impl ApplyOptions {

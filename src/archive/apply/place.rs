@@ -6,7 +6,7 @@
 //! opaque: what lies below was hidden, and must not come back.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufRead};
 use std::os::unix::fs::FileExt;
 
 use super::plnk::Stashed;
@@ -30,7 +30,7 @@ const PRIVATE_FILE: u32 = 0o600;
 
 impl Unpack<'_> {
     /// Makes what an entry that is no mark describes.
-    pub(super) fn place(&mut self, entry: &Entry, content: &mut dyn Read) -> Result<()> {
+    pub(super) fn place(&mut self, entry: &Entry, content: &mut dyn BufRead) -> Result<()> {
         let path = &entry.path;
         let Some(name) = path.file_name() else {
             // The root: it is there, and gets its attributes.
@@ -366,7 +366,7 @@ impl Unpack<'_> {
         file: &File,
         size: u64,
         sparse: Option<&[Extent]>,
-        content: &mut dyn Read,
+        content: &mut dyn BufRead,
         path: &RelPath,
     ) -> Result<()> {
         match sparse {
@@ -385,28 +385,22 @@ impl Unpack<'_> {
         file: &File,
         mut offset: u64,
         mut left: u64,
-        content: &mut dyn Read,
+        content: &mut dyn BufRead,
         path: &RelPath,
     ) -> Result<()> {
-        let mut buffer = std::mem::take(&mut self.buffer);
         while left > 0 {
-            let want = usize::try_from(left).unwrap_or(usize::MAX);
-            let want = want.min(buffer.len());
-            let part = buffer.get_mut(..want).unwrap_or_default();
-            let n = match content.read(part) {
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                read => read.at("read content of", path)?,
-            };
-            if n == 0 {
+            let part = content.fill_buf().at("read content of", path)?;
+            let want = usize::try_from(left).unwrap_or(usize::MAX).min(part.len());
+            let Some(part @ [_, ..]) = part.get(..want) else {
                 return Err(refuse(path, "its content is cut short"));
-            }
-            let part = part.get(..n).unwrap_or_default();
+            };
+            let n = part.len();
             file.write_all_at(part, offset).at("write", path)?;
+            content.consume(n);
             offset += n as u64;
             left -= n as u64;
-            self.report_bytes()?;
+            self.watch.moved()?;
         }
-        self.buffer = buffer;
         Ok(())
     }
 }

@@ -5,7 +5,7 @@
 //! part of the layer. Its files are put into a directory in the root that no entry can name, since
 //! all names with its prefix are AUFS's own, and that is removed in the end.
 
-use std::io::{self, Read};
+use std::io::{self, BufRead};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -41,7 +41,7 @@ impl Unpack<'_> {
         &mut self,
         name: &Name,
         entry: &Entry,
-        content: &mut dyn Read,
+        content: &mut dyn BufRead,
     ) -> Result<()> {
         let EntryKind::File { size, sparse } = &entry.kind else {
             return Ok(());

@@ -20,11 +20,10 @@ use std::io;
 use super::target::{Missing, Reached};
 use super::{Unpack, refuse, time};
 use crate::archive::entry::{Entry, EntryKind};
-use crate::error::{Error, IoContext, Result};
+use crate::error::{IoContext, Result};
 use crate::layer::LayerFormat;
 use crate::layer::marks::{self, DotWh, Mark};
 use crate::path::{Name, RelPath};
-use crate::progress;
 use crate::sys::dir::DirEntry;
 use crate::sys::remove::remove_tree;
 use crate::sys::stat::{FileType, Stat};
@@ -284,10 +283,6 @@ impl Unpack<'_> {
     /// Removes `name` in the current directory with all below it.
     pub(super) fn remove_below(&mut self, name: &Name) -> io::Result<()> {
         let dir = self.target.dir();
-        let report = self.report();
-        let callback = &mut *self.progress;
-        remove_tree(&dir, name, &mut || {
-            progress::report(callback, report).map_err(|e: Error| io::Error::from(e))
-        })
+        remove_tree(&dir, name, &mut || self.watch.moved().map_err(io::Error::from))
     }
 }

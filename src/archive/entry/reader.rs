@@ -27,7 +27,7 @@
 //! copy them; it reads in blocks of 512 and so wants a buffered source.
 
 use std::ffi::OsStr;
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 use std::os::unix::ffi::OsStrExt;
 
 use super::header::{self, BLOCK, Block, Dialect, Header, MAX_OCTAL_11};
@@ -527,5 +527,27 @@ impl<R: Read> Read for Content<'_, R> {
         }
         reader.remaining = reader.remaining.saturating_sub(u64::try_from(n).unwrap_or(u64::MAX));
         Ok(n)
+    }
+}
+
+/// What the source has in its buffer, without a copy.
+impl<R: BufRead> BufRead for Content<'_, R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.reader.remaining == 0 {
+            return Ok(&[]);
+        }
+        // Looked at twice, since the error cannot be made while the buffer is borrowed.
+        if self.reader.source.fill_buf()?.is_empty() {
+            return Err(self.reader.truncated().into());
+        }
+        let buffer = self.reader.source.fill_buf()?;
+        let most = usize::try_from(self.reader.remaining).unwrap_or(usize::MAX);
+        Ok(buffer.get(..most.min(buffer.len())).unwrap_or_default())
+    }
+
+    fn consume(&mut self, n: usize) {
+        self.reader.source.consume(n);
+        self.reader.remaining =
+            self.reader.remaining.saturating_sub(u64::try_from(n).unwrap_or(u64::MAX));
     }
 }

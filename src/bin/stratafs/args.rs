@@ -375,6 +375,9 @@ pub(crate) struct LayerApply {
     /// A tree below, topmost first: missing parent directories take their attributes from there
     #[arg(long = "parent", value_name = "DIR")]
     pub(crate) parents: Vec<PathBuf>,
+    /// How many threads work on it at most. Default: 3, which read, digest and write
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
     /// The directory to unpack into
     pub(crate) root: PathBuf,
 }

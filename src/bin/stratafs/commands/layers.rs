@@ -51,6 +51,7 @@ pub(super) fn apply_to_directory(context: &Context, args: args::LayerApply) -> R
     };
     let mut options = context.apply_options();
     options.parents = args.parents;
+    options.threads = args.threads.unwrap_or(options.threads);
     let mut reporter = context.reporter();
     let applied =
         apply_layer(input, &args.root, target, &options, &mut |progress| reporter.step(progress))
