@@ -3,7 +3,8 @@
 //! The order matters: chown clears setuid, setgid and `security.capability`, so it comes first; an
 //! ordinary user can set `user.*` only while the mode lets him write, so xattrs come before the mode;
 //! chmod changes an access control list's mask, so lists come after it; and times come last. The
-//! umask is neither asked nor changed: every mode is set explicitly.
+//! umask is neither asked nor changed, nor is it asked who this process is: a new file is looked at,
+//! and gets what it does not have.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -16,6 +17,7 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::marks;
 use crate::path::Name;
 use crate::sys::dir::{self, Dir};
+use crate::sys::stat::{Stat, fstat};
 use crate::sys::xattr::{self, Of};
 
 const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
@@ -23,34 +25,46 @@ const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
 const SELINUX: &[u8] = b"security.selinux";
 
 impl Unpack<'_> {
-    /// Gives a new file, which is no directory, all that its entry says of it. `of` is the file
-    /// itself, open, or the name in `dir` where it cannot be opened.
+    /// Gives a new file, which is no directory, all that its entry says of it and that it does not
+    /// have from the start. `of` is the file itself, open, or the name in `dir` where it cannot be
+    /// opened. Returns what it takes on disk, and was, at last.
     pub(super) fn attributes(
         &mut self,
         of: Of<'_>,
         dir: &Dir,
         name: &Name,
         entry: &Entry,
-    ) -> Result<()> {
+    ) -> Result<Stat> {
         let path = &entry.path;
-        match of {
-            Of::Fd(fd) => self.set_owner(fd, entry)?,
-            Of::Child(..) => {
-                if self.options.ownership == Ownership::AsRecorded {
-                    let set = dir.chown_at(name, entry.uid, entry.gid);
-                    set.at("set owner of", path).map_err(owner_remedy)?;
-                }
+        let look = || match of {
+            Of::Fd(fd) => fstat(fd).at("read attributes of", path),
+            Of::Child(..) => dir.stat_at(name).at("read attributes of", path),
+        };
+        let mut made = look()?;
+        self.newcomer = Some((made.uid, made.gid));
+        let mut given = false;
+        if self.options.ownership == Ownership::AsRecorded
+            && (made.uid, made.gid) != (entry.uid, entry.gid)
+        {
+            given = true;
+            match of {
+                Of::Fd(fd) => dir::fchown(fd, entry.uid, entry.gid),
+                Of::Child(..) => dir.chown_at(name, entry.uid, entry.gid),
             }
+            .at("set owner of", path)
+            .map_err(owner_remedy)?;
         }
         self.set_xattrs(of, entry)?;
         // A symlink has no mode of its own.
         if !matches!(entry.kind, EntryKind::Symlink { .. }) {
             let mode = entry.mode & 0o7777;
-            match of {
-                Of::Fd(fd) => dir::fchmod(fd, mode),
-                Of::Child(..) => dir.chmod_at(name, mode),
+            if given || made.mode != mode || entry.has_xattrs() || self.inherits_acls {
+                match of {
+                    Of::Fd(fd) => dir::fchmod(fd, mode),
+                    Of::Child(..) => dir.chmod_at(name, mode),
+                }
+                .at("set mode of", path)?;
             }
-            .at("set mode of", path)?;
             self.set_acls(of, entry)?;
         }
         let (atime, mtime) = super::times(entry);
@@ -58,7 +72,11 @@ impl Unpack<'_> {
             Of::Fd(fd) => dir::set_times(fd, atime, mtime),
             Of::Child(..) => dir.set_times_at(name, atime, mtime),
         }
-        .at("set times of", path)
+        .at("set times of", path)?;
+        if entry.has_xattrs() || self.inherits_acls {
+            made = look()?;
+        }
+        Ok(made)
     }
 
     /// Sets the owner that the archive records, if owners are wanted.

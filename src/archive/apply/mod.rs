@@ -2,8 +2,8 @@
 //!
 //! Input is read once, from first byte to last: digested as it came, uncompressed, digested again
 //! and cut into entries, each of which is made before the next is begun, by up to three threads
-//! ([`pipeline`]). Memory does not grow with the archive, but for a plain tree's names and the
-//! directories that are opaque.
+//! ([`pipeline`]). Memory does not grow with the archive, but for what whiteouts need: of a plain tree
+//! a few bytes for each name ([`placed`]), of a layer the directories that are opaque.
 //!
 //! Invariants:
 //! - Nothing outside of the root is made, changed, removed or looked at, whatever the archive says
@@ -29,6 +29,7 @@ mod place;
 mod placed;
 mod plnk;
 mod stream;
+mod tally;
 mod target;
 mod watch;
 mod whiteout;
@@ -60,7 +61,7 @@ use crate::archive::entry::{Entry, EntryLimits, EntryReader, Timestamp};
 use crate::digest::DiffId;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::marks::{self, DotWh};
-use crate::layer::{LayerFormat, usage};
+use crate::layer::{LayerFormat, Usage, usage};
 use crate::path::{Name, RelPath};
 use crate::progress::{self, Phase, Progress, ProgressFn};
 use crate::sys::dir::Dir;
@@ -122,14 +123,20 @@ pub(crate) fn apply(
         Job::new(root, target, options).run(input, progress)?;
     let (diff_id, unpacked_bytes) = archive;
     let (blob, blob_bytes) = blob;
-    let walking = Progress::new(Phase::Walk);
+    let usage = match unpacked.usage {
+        Some(usage) => usage,
+        None => {
+            let walking = Progress::new(Phase::Walk);
+            usage::count(root, &mut || progress::report(progress, walking))?
+        }
+    };
     Ok(Applied {
         diff_id: DiffId::from(diff_id),
         blob,
         blob_bytes,
         unpacked_bytes,
         entries: unpacked.counts.entries,
-        usage: usage::count(root, &mut || progress::report(progress, walking))?,
+        usage,
         has_marks: unpacked.has_marks,
         stripped_xattrs: unpacked.counts.stripped_xattrs,
         skipped_xattrs: unpacked.counts.skipped_xattrs,
@@ -142,6 +149,8 @@ pub(crate) fn apply(
 struct Unpacked {
     counts: Counts,
     has_marks: bool,
+    /// What it takes on disk, unless a walk must tell.
+    usage: Option<Usage>,
 }
 
 /// One archive being unpacked.
@@ -162,6 +171,9 @@ struct Unpack<'a> {
     has_marks: bool,
     /// Whether new files may inherit access control lists, which must be removed from them.
     inherits_acls: bool,
+    /// Who owned the last file that was made before it was given to anybody: so will the next one be,
+    /// as a rule.
+    newcomer: Option<(u32, u32)>,
     counts: Counts,
     watch: &'a mut dyn Watch,
 }
@@ -191,7 +203,7 @@ impl<'a> Unpack<'a> {
         let mut unpack = Unpack::new(job.root, job.target, job.options, watch)?;
         unpack.run(archive)?;
         let has_marks = unpack.has_marks && unpack.format.is_some();
-        Ok(Unpacked { counts: unpack.counts, has_marks })
+        Ok(Unpacked { counts: unpack.counts, has_marks, usage: unpack.target.tally.usage() })
     }
 
     fn new(
@@ -209,20 +221,25 @@ impl<'a> Unpack<'a> {
             LayerTarget::Layer(format) => Some(format),
             LayerTarget::Tree => None,
         };
+        let empty = root.is_empty().at("list directory to unpack into", "")?;
         let mut unpack = Unpack {
             options,
             format,
-            target: Target::new(clone).at("open directory to unpack into", "")?,
+            target: Target::new(clone, empty).at("open directory to unpack into", "")?,
             stash: None,
             placed: Placed::default(),
             opaque: HashSet::new(),
             only_for_marks: HashSet::new(),
-            has_marks: !root.is_empty().at("list directory to unpack into", "")?,
+            has_marks: !empty,
             inherits_acls: false,
+            newcomer: None,
             counts: Counts::default(),
             watch,
         };
         unpack.find_inherited_acls()?;
+        if empty {
+            unpack.placed.made(unpack.target.inode());
+        }
         Ok(unpack)
     }
 

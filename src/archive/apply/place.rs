@@ -1,17 +1,19 @@
 //! Making what one entry describes, in the directory that was found for it.
 //!
 //! What is in the way is removed first, but for a directory where a directory is to be. A new file
-//! costs open, write, chown, chmod, utimes and close, and nothing looks whether it is there before:
-//! O_EXCL tells. In a layer, a directory that takes the place of anything that was no directory is
+//! costs open, write, stat, utimes and close, and nothing looks whether it is there before: O_EXCL
+//! tells. The one stat tells whether owner and mode came out right, which depends on the umask and on
+//! the directory, and what the file takes on disk. In a layer, a directory that takes the place of anything that was no directory is
 //! opaque: what lies below was hidden, and must not come back.
 
 use std::fs::File;
 use std::io::{self, BufRead};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
 use super::plnk::Stashed;
 use super::target::{Missing, Reached};
-use super::{Devices, Unpack, open_parent, refuse, time};
+use super::{Devices, Ownership, Unpack, open_parent, refuse, time};
 use crate::archive::entry::{Entry, EntryKind, Extent};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::marks::{self, DotWh};
@@ -27,6 +29,8 @@ const PARENT_MODE: u32 = 0o755;
 /// What nobody else may use while it is being made.
 const PRIVATE_DIR: u32 = 0o700;
 const PRIVATE_FILE: u32 = 0o600;
+/// Files of more bytes may hold more blocks while they are open than afterwards (XFS).
+const LARGE: u64 = 64 * 1024;
 
 impl Unpack<'_> {
     /// Makes what an entry that is no mark describes.
@@ -36,7 +40,7 @@ impl Unpack<'_> {
             // The root: it is there, and gets its attributes.
             self.reach(&RelPath::ROOT, Missing::Stop, path)?;
             self.drop_old_xattrs()?;
-            return self.directory_attributes(entry);
+            return self.directory_attributes(entry, None);
         };
         match &entry.kind {
             EntryKind::CharDevice { major: 0, minor: 0 } => {
@@ -58,17 +62,24 @@ impl Unpack<'_> {
             EntryKind::File { size, sparse } => {
                 self.check_file_size(path, *size)?;
                 let dir = self.target.dir();
-                let file = self
-                    .make(&name, path, "create file", |dir| dir.create_file(&name, PRIVATE_FILE))?;
+                let mode = self.first_mode(entry);
+                let file =
+                    self.make(&name, path, "create file", |dir| dir.create_file(&name, mode))?;
                 self.fill(&file, *size, sparse.as_deref(), content, path)?;
-                self.attributes(Of::Fd(std::os::fd::AsFd::as_fd(&file)), &dir, &name, entry)?;
+                let mut made = self.attributes(Of::Fd(file.as_fd()), &dir, &name, entry)?;
+                if *size > LARGE {
+                    drop(file);
+                    made = dir.stat_at(&name).at("read attributes of", path)?;
+                }
+                self.target.tally.add(&made);
             }
             EntryKind::Symlink { target } => {
                 self.make(&name, path, "make symlink", |dir| dir.symlink(target, &name))?;
                 // What was missing on the way that we came may be there now.
                 self.target.forget_written();
                 let dir = self.target.dir();
-                self.attributes(Of::Child(&dir, &name), &dir, &name, entry)?;
+                let made = self.attributes(Of::Child(&dir, &name), &dir, &name, entry)?;
+                self.target.tally.add(&made);
             }
             EntryKind::CharDevice { major, minor } => {
                 let (major, minor) = (*major, *minor);
@@ -84,6 +95,21 @@ impl Unpack<'_> {
         }
         self.own(&name);
         Ok(())
+    }
+
+    /// The mode that a file is made with: its own where nothing that comes later depends on what it is
+    /// till then, and where it will have its owner from the start. What it then has is looked at.
+    fn first_mode(&self, entry: &Entry) -> u32 {
+        let owned = match self.options.ownership {
+            Ownership::AsRecorded => self.newcomer == Some((entry.uid, entry.gid)),
+            Ownership::Ignore => true,
+        };
+        let simple = entry.mode & 0o7000 == 0 && entry.mode & PRIVATE_FILE == PRIVATE_FILE;
+        if owned && simple && !entry.has_xattrs() && !self.inherits_acls {
+            entry.mode & 0o777
+        } else {
+            PRIVATE_FILE
+        }
     }
 
     /// Goes to the directory of an entry that is no mark, making what is missing.
@@ -187,28 +213,31 @@ impl Unpack<'_> {
             self.remove_whiteout(name)?;
             opaque = true;
         }
-        self.own(name);
         self.target.enter(name)?;
+        let owner = self.target.owner();
         if made {
             self.note_made();
         } else {
             self.drop_old_xattrs()?;
         }
+        self.own_directory();
         self.note_real();
         if opaque {
             self.make_opaque()?;
         }
-        self.directory_attributes(entry)?;
+        self.directory_attributes(entry, Some(owner))?;
         self.target.set_written(path);
         Ok(())
     }
 
-    /// Gives the current directory the attributes of its entry; times, and a mode that would lock
+    /// Gives the current directory, whose owner may be known, the attributes of its entry; times, and a mode that would lock
     /// us out, when it is left.
-    fn directory_attributes(&mut self, entry: &Entry) -> Result<()> {
+    fn directory_attributes(&mut self, entry: &Entry, owner: Option<(u32, u32)>) -> Result<()> {
         let dir = self.target.dir();
         let of = Of::dir(&dir);
-        self.set_owner(&*dir, entry)?;
+        if owner != Some((entry.uid, entry.gid)) {
+            self.set_owner(&*dir, entry)?;
+        }
         self.set_xattrs(of, entry)?;
         let mode = entry.mode & 0o7777;
         dir::fchmod(&*dir, mode | PRIVATE_DIR).at("set mode of", &entry.path)?;
@@ -312,7 +341,9 @@ impl Unpack<'_> {
             }
         })?;
         let dir = self.target.dir();
-        self.attributes(Of::Child(&dir, name), &dir, name, entry)
+        let made = self.attributes(Of::Child(&dir, name), &dir, name, entry)?;
+        self.target.tally.add(&made);
+        Ok(())
     }
 
     /// Makes another name of a file. Its attributes are those of its target, whatever the entry says.

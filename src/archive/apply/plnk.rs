@@ -58,7 +58,8 @@ impl Unpack<'_> {
         };
         let file = file.at("create file", path)?;
         self.fill(&file, *size, sparse.as_deref(), content, path)?;
-        self.attributes(Of::Fd(file.as_fd()), &dir, name, entry)
+        self.attributes(Of::Fd(file.as_fd()), &dir, name, entry)?;
+        Ok(())
     }
 
     /// The directory that keeps them, made if there is none.
@@ -69,6 +70,7 @@ impl Unpack<'_> {
             return root.open_dir(name).at("open hidden directory for", path);
         }
         self.target.touch();
+        self.target.tally.give_up();
         for n in 0..ATTEMPTS {
             let name = Name::new(format!("{STASH}{n}"))?;
             match root.make_dir(&name, 0o700) {

@@ -17,6 +17,7 @@ use std::path::PathBuf;
 
 use super::Unpack;
 use super::refuse;
+use super::tally::Tally;
 use crate::error::{IoContext, Result};
 use crate::layer::descent::{Descent, Purpose};
 use crate::layer::marks::{self, DotWh};
@@ -35,6 +36,8 @@ pub(super) struct Target {
     walk: Descent<Place>,
     /// The path that led here, as the archive wrote it; none if it may lead elsewhere by now.
     written: Option<RelPath>,
+    /// What everything takes on disk.
+    pub(super) tally: Tally,
 }
 
 /// Which directory: device and inode number.
@@ -91,8 +94,11 @@ enum Turn {
 }
 
 impl Target {
-    pub(super) fn new(root: Dir) -> io::Result<Self> {
-        Ok(Target { walk: Descent::new(root, Purpose::Change)?, written: None })
+    /// Stands at `root`, which may be empty.
+    pub(super) fn new(root: Dir, empty: bool) -> io::Result<Self> {
+        let walk = Descent::new(root, Purpose::Change)?;
+        let tally = Tally::new(&walk.level().stat, empty);
+        Ok(Target { walk, written: None, tally })
     }
 
     /// The directory where it stands.
@@ -117,6 +123,17 @@ impl Target {
     /// The length of its path, with a slash at the end.
     pub(super) fn path_bytes(&self) -> usize {
         self.walk.names().map(|name| name.as_bytes().len() + 1).sum()
+    }
+
+    /// Notes that the current directory, just entered, is new.
+    pub(super) fn count_directory(&mut self) {
+        self.tally.add(&self.walk.level().stat);
+    }
+
+    /// The owner and group that the current directory had when it was entered.
+    pub(super) fn owner(&self) -> (u32, u32) {
+        let stat = &self.walk.level().stat;
+        (stat.uid, stat.gid)
     }
 
     /// The current directory's inode.
@@ -166,6 +183,11 @@ impl Target {
         if let Some((atime, mtime)) = self.walk.level_mut().data.times.take() {
             let set = dir::set_times(&**self.walk.dir(), atime, mtime);
             set.map_err(|e| crate::Error::io("set times of directory", self.path(), e))?;
+            if self.tally.counts() {
+                let now = self.walk.dir().stat();
+                let now = now.map_err(|e| crate::Error::io("look at directory", self.path(), e))?;
+                self.tally.change(&self.walk.level().stat, &now);
+            }
         }
         match self.walk.leave() {
             Ok(()) => Ok(()),

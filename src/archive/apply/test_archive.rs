@@ -164,7 +164,11 @@ pub(super) fn formats() -> Vec<LayerFormat> {
 
 pub(super) fn unpack(bytes: &[u8], root: &Path, target: LayerTarget) -> Result<Applied> {
     let mut progress = crate::progress::ignore_progress;
-    apply_layer(bytes, root, target, &options(), &mut progress)
+    let applied = apply_layer(bytes, root, target, &options(), &mut progress)?;
+    // However it was counted.
+    let walked = usage::count(&Dir::open(root).unwrap(), &mut || Ok(())).unwrap();
+    assert_eq!(applied.usage, walked);
+    Ok(applied)
 }
 
 /// A tree as text: each path with what it is, in order.

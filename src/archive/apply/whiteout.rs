@@ -17,7 +17,8 @@
 
 use std::io;
 
-use super::target::{Missing, Reached};
+use super::placed::Found;
+use super::target::{Inode, Missing, Reached};
 use super::{Unpack, refuse, time};
 use crate::archive::entry::{Entry, EntryKind};
 use crate::error::{IoContext, Result};
@@ -82,7 +83,15 @@ impl Unpack<'_> {
         }
         self.target.touch();
         self.has_marks = true;
-        marks::make_whiteout(format, &dir, name).at("make whiteout for", path)
+        marks::make_whiteout(format, &dir, name).at("make whiteout for", path)?;
+        match format {
+            LayerFormat::Aufs => self.target.tally.give_up(),
+            LayerFormat::OverlayTrusted | LayerFormat::OverlayUser => {
+                let made = dir.stat_at(name).at("read attributes of whiteout for", path)?;
+                self.target.tally.add(&made);
+            }
+        }
+        Ok(())
     }
 
     /// Makes the current directory opaque, and removes from it the marks that say nothing then.
@@ -97,6 +106,10 @@ impl Unpack<'_> {
         self.target.touch();
         let made = marks::make_opaque(format, &self.target.dir());
         made.at("make opaque", self.target.path())?;
+        if format == LayerFormat::Aufs {
+            // It is a file, which may have been there.
+            self.target.tally.give_up();
+        }
         // No mark is made below an opaque directory, once it was swept.
         if self.has_marks && !swept {
             self.sweep(format)?;
@@ -136,6 +149,7 @@ impl Unpack<'_> {
                 }
             } else if matches!(marks::decode(format, &name, &stat), Mark::Whiteout(_)) {
                 self.target.touch();
+                self.target.tally.give_up();
                 dir.unlink(&name).at("remove void mark", &at)?;
             }
         }
@@ -144,18 +158,23 @@ impl Unpack<'_> {
 
     /// Removes `name` from the tree, but for what this archive put there.
     fn delete_older(&mut self, name: &Name, entry: &Entry) -> Result<()> {
-        let Some(node) = self.placed.find(self.target.names().chain([name])) else {
-            self.target.touch();
-            self.target.forget_written();
-            return self.remove_below(name).at("delete by", &entry.path);
-        };
         let dir = self.target.dir();
-        match dir.try_stat_at(name).at("read attributes beside", &entry.path)? {
-            Some(stat) if stat.is_dir() => {}
-            _ => return Ok(()),
+        let stat = dir.try_stat_at(name).at("read attributes beside", &entry.path)?;
+        let found = match &stat {
+            None => return Ok(()),
+            Some(stat) => self.placed.find(self.target.inode(), name, directory(stat)),
+        };
+        match found {
+            Found::Before => {
+                self.target.touch();
+                self.target.forget_written();
+                return self.remove_below(name).at("delete by", &entry.path);
+            }
+            Found::OnTheWay | Found::Own if stat.is_some_and(|stat| stat.is_dir()) => {}
+            Found::OnTheWay | Found::Own => return Ok(()),
         }
         self.target.enter(name)?;
-        if !self.placed.is_own(node) {
+        if found == Found::OnTheWay {
             // The one from before is deleted; this one is there for what is in it.
             self.default_attributes(time(entry.mtime))?;
             self.drop_old_xattrs()?;
@@ -166,45 +185,46 @@ impl Unpack<'_> {
 
     /// Empties the current directory, but for what this archive put there.
     fn delete_older_inside(&mut self, entry: &Entry) -> Result<()> {
-        if self.placed.is_cleared(self.target.names()) {
+        if self.placed.is_cleared(self.target.inodes()) {
             return Ok(());
         }
         let mut listings = vec![self.list()?];
         while let Some(listing) = listings.last_mut() {
             let Some(DirEntry { name, file_type }) = listing.pop() else {
-                self.placed.clear(self.target.names());
+                self.placed.clear(self.target.inode());
                 listings.pop();
                 if !listings.is_empty() {
                     self.target.leave()?;
                 }
                 continue;
             };
+            if self.is_stash(&name) {
+                continue;
+            }
             let at = self.target.path().join(&name);
-            match self.placed.find(self.target.names().chain([&name])) {
-                None if self.is_stash(&name) => {}
-                None => {
+            let inode = match file_type {
+                FileType::Directory | FileType::Unknown => {
+                    let stat = self.target.dir().stat_at(&name).at("read attributes of", &at)?;
+                    directory(&stat)
+                }
+                _ => None,
+            };
+            match self.placed.find(self.target.inode(), &name, inode) {
+                Found::Before => {
                     self.target.touch();
                     self.target.forget_written();
                     self.remove_below(&name).at("delete", &at)?;
                 }
-                Some(node) => {
-                    let is_dir = match file_type {
-                        FileType::Unknown => {
-                            let stat = self.target.dir().stat_at(&name);
-                            stat.at("read attributes of", &at)?.is_dir()
-                        }
-                        known => known == FileType::Directory,
-                    };
-                    if is_dir {
-                        self.target.enter(&name)?;
-                        if !self.placed.is_own(node) {
-                            self.default_attributes(time(entry.mtime))?;
-                            self.drop_old_xattrs()?;
-                        }
-                        let cleared = self.placed.is_cleared(self.target.names());
-                        listings.push(if cleared { Vec::new() } else { self.list()? });
+                found if inode.is_some() => {
+                    self.target.enter(&name)?;
+                    if found == Found::OnTheWay {
+                        self.default_attributes(time(entry.mtime))?;
+                        self.drop_old_xattrs()?;
                     }
+                    let cleared = self.placed.is_cleared(self.target.inodes());
+                    listings.push(if cleared { Vec::new() } else { self.list()? });
                 }
+                Found::OnTheWay | Found::Own => {}
             }
         }
         Ok(())
@@ -242,6 +262,7 @@ impl Unpack<'_> {
     pub(super) fn remove_whiteout(&mut self, name: &Name) -> Result<()> {
         let mark = self.format.and_then(|format| marks::separate_whiteout(format, name));
         self.target.touch();
+        self.target.tally.give_up();
         let at = self.target.path().join(name);
         let removed = self.target.dir().unlink(mark.as_ref().unwrap_or(name));
         removed.at("remove whiteout of", at)
@@ -252,9 +273,13 @@ impl Unpack<'_> {
         !self.opaque.is_empty() && self.target.inodes().any(|i| self.opaque.contains(&i))
     }
 
-    /// Notes that the current directory is new, whoever had its inode number before.
+    /// Notes that the current directory, just entered, is new, whoever had its inode number before.
     pub(super) fn note_made(&mut self) {
         let inode = self.target.inode();
+        self.target.count_directory();
+        if self.format.is_none() {
+            self.placed.made(inode);
+        }
         self.opaque.remove(&inode);
         self.only_for_marks.remove(&inode);
     }
@@ -273,16 +298,40 @@ impl Unpack<'_> {
         }
     }
 
-    /// Notes that this archive made `name` in the current directory; only a plain tree asks.
+    /// Notes that this archive made `name`, which is no directory, in the current one; only a plain
+    /// tree asks.
     pub(super) fn own(&mut self, name: &Name) {
         if self.format.is_none() {
-            self.placed.add(self.target.names().chain([name]));
+            self.placed.name(self.target.inode(), name);
+            self.own_below();
+        }
+    }
+
+    /// Notes that the current directory has an entry; only a plain tree asks.
+    pub(super) fn own_directory(&mut self) {
+        if self.format.is_none() {
+            self.placed.own(self.target.inode());
+            self.own_below();
+        }
+    }
+
+    fn own_below(&mut self) {
+        if self.placed.way(self.target.inode()) {
+            for inode in self.target.inodes() {
+                self.placed.way(inode);
+            }
         }
     }
 
     /// Removes `name` in the current directory with all below it.
     pub(super) fn remove_below(&mut self, name: &Name) -> io::Result<()> {
+        self.target.tally.give_up();
         let dir = self.target.dir();
         remove_tree(&dir, name, &mut || self.watch.moved().map_err(io::Error::from))
     }
+}
+
+/// The inode of a directory.
+fn directory(stat: &Stat) -> Option<Inode> {
+    stat.is_dir().then_some((stat.dev, stat.ino))
 }

@@ -141,6 +141,11 @@ impl Entry {
         }
     }
 
+    /// Whether it has xattrs or access control lists.
+    pub(crate) fn has_xattrs(&self) -> bool {
+        !self.xattrs.is_empty() || self.acl_access.is_some() || self.acl_default.is_some()
+    }
+
     /// Whether it has access control lists, in whichever form.
     pub(crate) fn has_acls(&self) -> bool {
         self.acl_access.is_some()
