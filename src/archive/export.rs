@@ -19,7 +19,12 @@
 //! first. A file that is exchanged or changes its size meanwhile is an error too. By then bytes may be
 //! out: a writer must not publish them before [`export`] has returned.
 //!
-//! Memory is that of the directories on the way down and of the hard links.
+//! Two walks: the first, for the names alone, lists directories and looks at nothing but what may be a
+//! mark. The second opens a file without looking at it first: open, stat, xattrs, read, close. What is
+//! read goes into blocks that are digested and written as they are ([`output`](super::output)).
+//!
+//! Memory is that of the directories on the way down, of the hard links whose other names are still to
+//! come, and of the blocks.
 //!
 //! Source: OCI image specification, `layer.md`.
 
@@ -27,31 +32,31 @@ mod diff;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
+use std::thread::Scope;
 
 use super::capability;
 use super::entry::{Entry, EntryKind, EntryWriter, Timestamp};
-use crate::digest::{DiffId, Hashing};
+use super::output::Output;
+use crate::digest::DiffId;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::LayerFormat;
 use crate::layer::cursor::Cursor;
 use crate::layer::marks::{self, Mark, OPAQUE_NAME, WHITEOUT_PREFIX};
 use crate::layer::stack::{Branch, LayerStack};
-use crate::layer::walk::{Descend, Visit, walk};
+use crate::layer::walk::{Descend, Listed, Visit, walk_listed};
 use crate::path::{Name, RelPath};
 use crate::progress::{Phase, Progress, ProgressFn, report};
-use crate::sys::stat::{FileType, Stat, fstat};
+use crate::sys::errno;
+use crate::sys::stat::{FileType, Stat};
 use crate::sys::xattr::{self, Of};
 
 pub(crate) use diff::export_trees;
 pub use diff::{diff_trees, export_diff};
 
-/// What is gathered before it is written, in bytes.
-const BUFFER: usize = 128 * 1024;
-
 /// How a layer is packed.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ExportOptions {
     /// Seconds since 1970 that no modification time in the archive exceeds: later ones become this,
@@ -59,6 +64,10 @@ pub struct ExportOptions {
     pub source_date_epoch: Option<i64>,
     /// Whether SELinux labels are packed. The default is to leave them out.
     pub labels: SecurityLabels,
+    /// How many threads work on it at most; the archive is the same. The caller's is one, and alone
+    /// writes and calls the progress callback; 0 and 1 are that one alone. With 2 or more another
+    /// digests the archive, if it is not small. Default: 2.
+    pub threads: usize,
 }
 
 /// What becomes of `security.selinux` when a layer is packed: labels belong to the policy of a
@@ -71,6 +80,12 @@ pub enum SecurityLabels {
     Drop,
     /// They are packed as any other xattr.
     Keep,
+}
+
+impl Default for ExportOptions {
+    fn default() -> Self {
+        ExportOptions { source_date_epoch: None, labels: SecurityLabels::default(), threads: 2 }
+    }
 }
 
 impl ExportOptions {
@@ -107,19 +122,22 @@ pub(crate) fn export(
     progress: &mut ProgressFn<'_>,
 ) -> Result<Exported> {
     check_names(layer)?;
-    let mut export = Export {
-        format: Some(layer.format),
-        below: parents.map(Cursor::new),
-        ..Export::new(out, options)
-    };
-    let stat = layer.dir.stat().at("look at", "the layer's root")?;
-    let root = export.entry(&RelPath::ROOT, &stat, Of::dir(&layer.dir), EntryKind::Directory)?;
-    export.append(&root, progress)?;
-    if marks::is_opaque(layer.format, &layer.dir).at("read the marks of", "the layer's root")? {
-        export.opaque(&RelPath::ROOT, progress)?;
-    }
-    walk(&layer.dir, &mut |visit| export.visit(visit, progress))?;
-    export.finish()
+    std::thread::scope(|scope| {
+        let mut export = Export {
+            format: Some(layer.format),
+            below: parents.map(Cursor::new),
+            ..Export::new(out, options, scope)
+        };
+        let stat = layer.dir.stat().at("look at", "the layer's root")?;
+        let root =
+            export.entry(&RelPath::ROOT, &stat, Of::dir(&layer.dir), EntryKind::Directory)?;
+        export.append(&root, progress)?;
+        if marks::is_opaque(layer.format, &layer.dir).at("read the marks of", "the layer's root")? {
+            export.opaque(&RelPath::ROOT, progress)?;
+        }
+        walk_listed(&layer.dir, &mut |listed| export.visit(listed, progress))?;
+        export.finish()
+    })
 }
 
 const NAME_OF_MARK: &str = "cannot pack a file whose name begins with \".wh.\": in an archive it would \
@@ -133,12 +151,19 @@ fn reads_as_mark(name: &Name) -> bool {
 
 /// Refuses what no archive can say.
 fn check_names(layer: &Branch) -> Result<()> {
-    walk(&layer.dir, &mut |visit| {
+    walk_listed(&layer.dir, &mut |listed| {
+        if !reads_as_mark(listed.name) && marks::whiteout_name(listed.name).is_some() {
+            // Whatever it is, it can be said.
+            return Ok(Descend::Into);
+        }
         let refuse = |why: &'static str| {
-            Err(Error::new(ErrorKind::FailedPrecondition, why).with_path(visit.path))
+            Err(Error::new(ErrorKind::FailedPrecondition, why).with_path(listed.path))
         };
-        match marks::decode(layer.format, visit.name, visit.stat) {
-            Mark::None if reads_as_mark(visit.name) => refuse(NAME_OF_MARK),
+        let Some(stat) = listed.stat()? else {
+            return Ok(Descend::Past);
+        };
+        match marks::decode(layer.format, listed.name, &stat) {
+            Mark::None if reads_as_mark(listed.name) => refuse(NAME_OF_MARK),
             Mark::Whiteout(name) if marks::whiteout_name(&name).is_none() => refuse(NO_WHITEOUT),
             Mark::None => Ok(Descend::Into),
             Mark::Whiteout(_) | Mark::Opaque | Mark::Internal => Ok(Descend::Past),
@@ -146,25 +171,29 @@ fn check_names(layer: &Branch) -> Result<()> {
     })
 }
 
-struct Export<'a> {
+struct Export<'scope, 'env, 'a> {
     /// Whose marks there may be; none where nothing that is packed is a mark.
     format: Option<LayerFormat>,
-    out: EntryWriter<Hashing<BufWriter<&'a mut dyn Write>>>,
+    out: EntryWriter<Output<'scope, 'env, 'a>>,
     options: &'a ExportOptions,
-    /// The first path of every file that has several names.
-    links: HashMap<(u64, u64), RelPath>,
+    /// The first path of every file that has several names, and how many of them are still to come.
+    links: HashMap<(u64, u64), (RelPath, u64)>,
     /// Where the walk is in the parents.
     below: Option<Cursor<'a>>,
     sockets: u64,
     done: Progress,
 }
 
-impl<'a> Export<'a> {
+impl<'scope, 'env, 'a> Export<'scope, 'env, 'a> {
     /// To `out`; without marks or parents.
-    fn new(out: &'a mut dyn Write, options: &'a ExportOptions) -> Self {
+    fn new(
+        out: &'a mut dyn Write,
+        options: &'a ExportOptions,
+        scope: &'scope Scope<'scope, 'env>,
+    ) -> Self {
         Export {
             format: None,
-            out: EntryWriter::new(Hashing::new(BufWriter::with_capacity(BUFFER, out))),
+            out: EntryWriter::new(Output::new(out, (options.threads > 1).then_some(scope))),
             options,
             links: HashMap::new(),
             below: None,
@@ -174,13 +203,30 @@ impl<'a> Export<'a> {
     }
 
     fn finish(self) -> Result<Exported> {
-        let (mut out, digest, bytes) = self.out.finish()?.finish();
-        out.flush().at("write the end of", "the archive")?;
+        let (digest, bytes) = self.out.finish()?.finish()?;
         let (entries, sockets) = (self.done.entries, self.sockets);
         Ok(Exported { diff_id: DiffId::from(digest), bytes, entries, sockets })
     }
 
-    fn visit(&mut self, visit: Visit<'_>, progress: &mut ProgressFn<'_>) -> Result<Descend> {
+    /// Packs what a listing has; what has vanished is passed over.
+    fn visit(&mut self, listed: Listed<'_>, progress: &mut ProgressFn<'_>) -> Result<Descend> {
+        let Listed { path, dir, name, file_type } = listed;
+        let may_be_mark =
+            self.format.is_some_and(|format| marks::may_be_mark(format, name, file_type));
+        if file_type == FileType::Regular && !may_be_mark {
+            return match dir.open_file_stat(name) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Descend::Past),
+                opened => self.file(path, opened, progress),
+            };
+        }
+        match listed.stat()? {
+            Some(stat) => self.seen(&Visit { path, dir, name, stat: &stat }, progress),
+            None => Ok(Descend::Past),
+        }
+    }
+
+    /// Packs what was looked at.
+    fn seen(&mut self, visit: &Visit<'_>, progress: &mut ProgressFn<'_>) -> Result<Descend> {
         let mark = self.format.map(|format| marks::decode(format, visit.name, visit.stat));
         match mark.unwrap_or(Mark::None) {
             Mark::None => {}
@@ -193,26 +239,21 @@ impl<'a> Export<'a> {
             Mark::Opaque | Mark::Internal => return Ok(Descend::Past),
         }
         let (path, stat) = (visit.path, visit.stat);
-        if matches!(stat.file_type, FileType::Socket | FileType::Unknown) {
-            tracing::debug!(?path, "socket left out of the archive");
-            self.sockets = self.sockets.saturating_add(1);
-            return Ok(Descend::Past);
-        }
-        if stat.nlink > 1 && !stat.is_dir() {
-            let inode = (stat.dev, stat.ino);
-            if let Some(target) = self.links.get(&inode) {
-                let link = self.bare(path, stat, EntryKind::HardLink { target: target.clone() });
-                self.append(&link, progress)?;
-                return Ok(Descend::Past);
-            }
-            self.links.insert(inode, path.clone());
-        }
         let (major, minor) = stat.rdev;
         let kind = match stat.file_type {
-            FileType::Regular => {
-                self.file(&visit, progress)?;
+            FileType::Socket | FileType::Unknown => {
+                tracing::debug!(?path, "socket left out of the archive");
+                self.sockets = self.sockets.saturating_add(1);
                 return Ok(Descend::Past);
             }
+            FileType::Regular => {
+                let opened = visit.dir.open_file_stat(visit.name);
+                if opened.as_ref().is_ok_and(|(_, now)| !now.same_inode(stat)) {
+                    return Err(changed(path));
+                }
+                return self.file(path, opened, progress);
+            }
+            _ if self.linked(path, stat, progress)? => return Ok(Descend::Past),
             FileType::Directory => EntryKind::Directory,
             FileType::Symlink => {
                 let target = visit.dir.read_link(visit.name).at("read link", path)?;
@@ -220,14 +261,42 @@ impl<'a> Export<'a> {
             }
             FileType::CharDevice => EntryKind::CharDevice { major, minor },
             FileType::BlockDevice => EntryKind::BlockDevice { major, minor },
-            FileType::Fifo | FileType::Socket | FileType::Unknown => EntryKind::Fifo,
+            FileType::Fifo => EntryKind::Fifo,
         };
         let entry = self.entry(path, stat, Of::Child(visit.dir, visit.name), kind)?;
         self.append(&entry, progress)?;
-        if stat.is_dir() && self.is_opaque(&visit)? {
+        if !stat.is_dir() {
+            return Ok(Descend::Past);
+        }
+        if self.is_opaque(visit)? {
             self.opaque(path, progress)?;
         }
         Ok(Descend::Into)
+    }
+
+    /// Packs another name of what was packed already; false for the first name, which is remembered.
+    fn linked(
+        &mut self,
+        path: &RelPath,
+        stat: &Stat,
+        progress: &mut ProgressFn<'_>,
+    ) -> Result<bool> {
+        if stat.nlink <= 1 || stat.is_dir() {
+            return Ok(false);
+        }
+        let inode = (stat.dev, stat.ino);
+        let Some((target, left)) = self.links.get_mut(&inode) else {
+            self.links.insert(inode, (path.clone(), stat.nlink.saturating_sub(1)));
+            return Ok(false);
+        };
+        *left = left.saturating_sub(1);
+        let kind = EntryKind::HardLink { target: target.clone() };
+        if *left == 0 {
+            self.links.remove(&inode);
+        }
+        let link = self.bare(path, stat, kind);
+        self.append(&link, progress)?;
+        Ok(true)
     }
 
     /// Whether nothing below shows in a directory: it says so, or (AUFS) has a whiteout beside it.
@@ -243,19 +312,30 @@ impl<'a> Export<'a> {
         marks::is_opaque(format, &dir).at("read the marks of", path)
     }
 
-    fn file(&mut self, visit: &Visit<'_>, progress: &mut ProgressFn<'_>) -> Result<()> {
-        let path = visit.path;
-        let file = visit.dir.open_file(visit.name).at("open", path)?;
-        let stat = fstat(&file).at("look at", path)?;
-        if !stat.same_inode(visit.stat) {
-            return Err(changed(path));
+    /// Packs a regular file that was opened, or says why it was not.
+    fn file(
+        &mut self,
+        path: &RelPath,
+        opened: io::Result<(File, Stat)>,
+        progress: &mut ProgressFn<'_>,
+    ) -> Result<Descend> {
+        let (file, stat) = match opened {
+            // No regular file any more.
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput || errno::is_loop(&e) => {
+                return Err(changed(path));
+            }
+            opened => opened.at("open", path)?,
+        };
+        if self.linked(path, &stat, progress)? {
+            return Ok(Descend::Past);
         }
         let kind = EntryKind::File { size: stat.size, sparse: None };
         let entry = self.entry(path, &stat, Of::Fd(file.as_fd()), kind)?;
         let mut content = Content { file, done: &mut self.done, progress };
         self.out.append(&entry, &mut content)?;
         self.done.entries = self.done.entries.saturating_add(1);
-        report(progress, self.done)
+        report(progress, self.done)?;
+        Ok(Descend::Past)
     }
 
     /// Appends an entry without content.

@@ -8,6 +8,7 @@ mod blocks;
 mod capability;
 pub(crate) mod entry;
 mod export;
+mod output;
 
 pub(crate) use apply::apply;
 pub use apply::{

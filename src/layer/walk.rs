@@ -1,4 +1,5 @@
-//! A walk over one layer's directory, by descriptor, following nothing.
+//! A walk over one layer's directory, by descriptor, following nothing: [`walk`] looks at every entry,
+//! [`walk_listed`] takes listings at their word where they tell types.
 //!
 //! A directory comes before its contents. In a directory, what may be a mark (character devices, names
 //! that begin with `.wh.`) comes first, then the rest, both in byte order: the order of archives. Depth is bounded by nothing: of the
@@ -27,6 +28,28 @@ pub(crate) struct Visit<'a> {
     pub(crate) stat: &'a Stat,
 }
 
+/// One entry, not yet looked at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Listed<'a> {
+    /// Its path from the root of the walk.
+    pub(crate) path: &'a RelPath,
+    /// The directory that holds it.
+    pub(crate) dir: &'a Dir,
+    pub(crate) name: &'a Name,
+    /// As the listing has it; it may have become something else.
+    pub(crate) file_type: FileType,
+}
+
+impl Listed<'_> {
+    /// A look at it; none if it has vanished.
+    pub(crate) fn stat(&self) -> Result<Option<Stat>> {
+        match self.dir.stat_at(self.name) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            stat => stat.at("look at", self.path).map(Some),
+        }
+    }
+}
+
 /// Whether to go into the directory just visited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Descend {
@@ -37,7 +60,7 @@ pub(crate) enum Descend {
 struct Frame {
     dir: Option<Dir>,
     identity: (u64, u64),
-    names: std::vec::IntoIter<Name>,
+    entries: std::vec::IntoIter<DirEntry>,
 }
 
 /// 0 for what may be a mark, 1 for the rest.
@@ -49,20 +72,36 @@ fn order(entry: &DirEntry) -> u8 {
 impl Frame {
     fn new(dir: Dir, path: &RelPath) -> Result<Frame> {
         let stat = dir.stat().at("look at directory", path)?;
-        let mut entries = dir.entries().at("list", path)?;
+        let mut entries = dir.entries_once().at("list", path)?;
         entries.sort_unstable_by(|a, b| (order(a), &a.name).cmp(&(order(b), &b.name)));
-        let names: Vec<Name> = entries.into_iter().map(|e| e.name).collect();
-        Ok(Frame { identity: (stat.dev, stat.ino), dir: Some(dir), names: names.into_iter() })
+        let entries = entries.into_iter();
+        Ok(Frame { identity: (stat.dev, stat.ino), dir: Some(dir), entries })
     }
 }
 
 /// Visits everything below `root`, not `root` itself; an error from `visit` ends the walk. Names that
 /// vanish while the walk is under way are passed over.
 pub(crate) fn walk(root: &Dir, visit: &mut dyn FnMut(Visit<'_>) -> Result<Descend>) -> Result<()> {
+    walk_listed(root, &mut |listed| match listed.stat()? {
+        None => Ok(Descend::Past),
+        Some(stat) => {
+            let Listed { path, dir, name, .. } = listed;
+            let descend = visit(Visit { path, dir, name, stat: &stat })?;
+            Ok(if stat.is_dir() { descend } else { Descend::Past })
+        }
+    })
+}
+
+/// As [`walk`], without a look at what need not be looked at. Where the listing does not tell whether
+/// a name is a directory's, `visit` is told [`FileType::Unknown`], and may descend into it all the same.
+pub(crate) fn walk_listed(
+    root: &Dir,
+    visit: &mut dyn FnMut(Listed<'_>) -> Result<Descend>,
+) -> Result<()> {
     let mut path = RelPath::ROOT;
-    let mut frames = vec![Frame::new(root.try_clone().at("open", "the root of a layer")?, &path)?];
+    let mut frames = vec![Frame::new(root.reopen().at("open", "the root of a layer")?, &path)?];
     while let Some(frame) = frames.last_mut() {
-        let Some(name) = frame.names.next() else {
+        let Some(DirEntry { name, file_type }) = frame.entries.next() else {
             let done = frames.pop();
             if let (Some(above), Some(done)) = (frames.last_mut(), done) {
                 reopen(above, done, &path)?;
@@ -72,15 +111,9 @@ pub(crate) fn walk(root: &Dir, visit: &mut dyn FnMut(Visit<'_>) -> Result<Descen
         };
         let Some(dir) = &frame.dir else { continue };
         path.push(&name);
-        let stat = match dir.stat_at(&name) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                path.pop();
-                continue;
-            }
-            stat => stat.at("look at", &path)?,
-        };
-        let descend = visit(Visit { path: &path, dir, name: &name, stat: &stat })?;
-        if descend == Descend::Past || !stat.is_dir() {
+        let descend = visit(Listed { path: &path, dir, name: &name, file_type })?;
+        let may_be_dir = matches!(file_type, FileType::Directory | FileType::Unknown);
+        if descend == Descend::Past || !may_be_dir {
             path.pop();
             continue;
         }

@@ -122,19 +122,25 @@ impl Dir {
 
     /// Opens a regular file for reading; anything else is refused without blocking on it.
     pub(crate) fn open_file(&self, name: &Name) -> io::Result<File> {
+        Ok(self.open_regular(name, OFlags::RDONLY)?.0)
+    }
+
+    /// The same, with the file's attributes.
+    pub(crate) fn open_file_stat(&self, name: &Name) -> io::Result<(File, Stat)> {
         self.open_regular(name, OFlags::RDONLY)
     }
 
     /// Opens a regular file for reading and writing.
     pub(crate) fn open_file_rw(&self, name: &Name) -> io::Result<File> {
-        self.open_regular(name, OFlags::RDWR)
+        Ok(self.open_regular(name, OFlags::RDWR)?.0)
     }
 
-    fn open_regular(&self, name: &Name, access: OFlags) -> io::Result<File> {
+    fn open_regular(&self, name: &Name, access: OFlags) -> io::Result<(File, Stat)> {
         let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&self.0, name.as_bytes(), flags, Mode::empty())?;
-        if stat::fstat(&fd)?.is_file() {
-            Ok(File::from(fd))
+        let stat = stat::fstat(&fd)?;
+        if stat.is_file() {
+            Ok((File::from(fd), stat))
         } else {
             Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"))
         }
@@ -221,9 +227,14 @@ impl Dir {
     /// Its entries but `.` and `..`, in no order; none if it has been removed. Reads on a descriptor of
     /// its own, from the start.
     pub(crate) fn entries(&self) -> io::Result<Vec<DirEntry>> {
-        let fd = self.reopen()?;
+        self.reopen()?.entries_once()
+    }
+
+    /// The same, on this very descriptor and from where it stands: the start, if nobody has read from
+    /// it yet.
+    pub(crate) fn entries_once(&self) -> io::Result<Vec<DirEntry>> {
         let mut buffer = [MaybeUninit::<u8>::uninit(); 32 * 1024];
-        let mut listing = RawDir::new(fd, &mut buffer);
+        let mut listing = RawDir::new(&self.0, &mut buffer);
         let mut entries = Vec::new();
         while let Some(entry) = listing.next() {
             let entry = match entry {

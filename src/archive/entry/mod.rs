@@ -33,7 +33,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::path::RelPath;
 
 pub(crate) use reader::EntryReader;
-pub(crate) use writer::EntryWriter;
+pub(crate) use writer::{EntryWriter, Sink};
 
 /// One file, directory or other object, as an archive describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]

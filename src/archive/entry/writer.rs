@@ -17,6 +17,23 @@ use crate::path::RelPath;
 /// The directory part of a PAX header's own name; GNU tar has the process's id for 0.
 const PAX_DIR: &[u8] = b"PaxHeaders.0/";
 
+/// Where an archive is written to.
+pub(crate) trait Sink: Write {
+    /// Appends what one read of `content` gives, at most `most` bytes; returns how many there were, and
+    /// how many it was asked for.
+    fn take_from(&mut self, content: &mut dyn Read, most: u64) -> io::Result<(usize, usize)>;
+}
+
+impl Sink for Vec<u8> {
+    fn take_from(&mut self, content: &mut dyn Read, most: u64) -> io::Result<(usize, usize)> {
+        let mut buffer = [0; BLOCK];
+        let most = usize::try_from(most).unwrap_or(usize::MAX).min(BLOCK);
+        let n = content.read(buffer.get_mut(..most).unwrap_or_default())?;
+        self.extend_from_slice(buffer.get(..n).unwrap_or_default());
+        Ok((n, most))
+    }
+}
+
 /// Writes an archive, entry by entry.
 #[derive(Debug)]
 pub(crate) struct EntryWriter<W> {
@@ -25,7 +42,7 @@ pub(crate) struct EntryWriter<W> {
     broken: bool,
 }
 
-impl<W: Write> EntryWriter<W> {
+impl<W: Sink> EntryWriter<W> {
     pub(crate) fn new(out: W) -> Self {
         EntryWriter { out, broken: false }
     }
@@ -72,7 +89,6 @@ impl<W: Write> EntryWriter<W> {
 
     fn copy(&mut self, entry: &Entry, content: &mut dyn Read) -> io::Result<()> {
         let size = entry.stored_size();
-        let copied = io::copy(&mut (&mut *content).take(size), &mut self.out)?;
         let changed = |how: &str| {
             Error::new(
                 ErrorKind::FailedPrecondition,
@@ -82,20 +98,30 @@ impl<W: Write> EntryWriter<W> {
             )
             .with_path(&entry.path)
         };
-        if copied < size {
-            return Err(changed("became shorter").into());
+        let mut left = size;
+        // One byte more is asked for than there should be: a file that grew has it, and so has one whose
+        // size was read wrong. A read that gives less than asked is the end, as it is of files.
+        loop {
+            let (n, asked) = match self.out.take_from(content, left.saturating_add(1)) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                took => took?,
+            };
+            let n = n as u64;
+            if n > left {
+                return Err(changed("became longer").into());
+            }
+            if n == 0 && left > 0 {
+                return Err(changed("became shorter").into());
+            }
+            left -= n;
+            if left == 0 && n < asked as u64 {
+                break;
+            }
         }
-        // A file that grew has more; so has one whose size was read wrong.
-        if io::copy(&mut content.take(1), &mut io::sink())? != 0 {
-            return Err(changed("became longer").into());
-        }
-        write_padding(&mut self.out, size)
+        let padding = size.next_multiple_of(BLOCK as u64) - size;
+        let padding = usize::try_from(padding).unwrap_or(BLOCK);
+        self.out.write_all([0; BLOCK].get(..padding).unwrap_or_default())
     }
-}
-
-fn write_padding(out: &mut impl Write, size: u64) -> io::Result<()> {
-    let padding = size.next_multiple_of(BLOCK as u64) - size;
-    io::copy(&mut io::repeat(0).take(padding), out).map(drop)
 }
 
 /// All header blocks of an entry.

@@ -102,38 +102,40 @@ pub(crate) fn export_trees(
     let mut plan = Plan::default();
     changes::trees(upper, lower, Mtimes::Count, progress, &mut |found| plan.note(found))?;
     let steps = plan.finish();
-    let mut export = Export::new(out, options);
-    if let Some(dir) = upper.root()?.own() {
-        let stat = dir.stat().at("look at", "the root directory")?;
-        let root = export.entry(&RelPath::ROOT, &stat, Of::dir(dir), EntryKind::Directory)?;
-        export.append(&root, progress)?;
-    }
-    let mut cursor = Cursor::new(upper);
-    for Step { path, pack } in &steps {
-        if *pack == Pack::Whiteout {
+    std::thread::scope(|scope| {
+        let mut export = Export::new(out, options, scope);
+        if let Some(dir) = upper.root()?.own() {
+            let stat = dir.stat().at("look at", "the root directory")?;
+            let root = export.entry(&RelPath::ROOT, &stat, Of::dir(dir), EntryKind::Directory)?;
+            export.append(&root, progress)?;
+        }
+        let mut cursor = Cursor::new(upper);
+        for Step { path, pack } in &steps {
+            if *pack == Pack::Whiteout {
+                let (parent, name) = split(path)?;
+                let mark = marks::whiteout_name(&name).ok_or_else(|| changed(path))?;
+                export.mark(parent.join(&mark), progress)?;
+                continue;
+            }
             let (parent, name) = split(path)?;
-            let mark = marks::whiteout_name(&name).ok_or_else(|| changed(path))?;
-            export.mark(parent.join(&mark), progress)?;
-            continue;
+            let found = match cursor.directory(&parent)? {
+                Some(dir) => dir.lookup(&name)?,
+                None => None,
+            };
+            let found = found.ok_or_else(|| changed(path))?;
+            export.found(path, &found, progress)?;
+            if *pack == Pack::AllBelow {
+                changes::added(upper, path, &mut ignore_progress, &mut |below| {
+                    let found = below.upper.ok_or_else(|| changed(below.path))?;
+                    export.found(below.path, found, progress)
+                })?;
+            }
         }
-        let (parent, name) = split(path)?;
-        let found = match cursor.directory(&parent)? {
-            Some(dir) => dir.lookup(&name)?,
-            None => None,
-        };
-        let found = found.ok_or_else(|| changed(path))?;
-        export.found(path, &found, progress)?;
-        if *pack == Pack::AllBelow {
-            changes::added(upper, path, &mut ignore_progress, &mut |below| {
-                let found = below.upper.ok_or_else(|| changed(below.path))?;
-                export.found(below.path, found, progress)
-            })?;
-        }
-    }
-    export.finish()
+        export.finish()
+    })
 }
 
-impl Export<'_> {
+impl Export<'_, '_, '_> {
     fn found(
         &mut self,
         path: &RelPath,
@@ -143,7 +145,7 @@ impl Export<'_> {
         // The plan was made of what has such a name; one that has it now came in between.
         check(path, found)?;
         let visit = Visit { path, dir: &found.dir, name: &found.name, stat: &found.stat };
-        self.visit(visit, progress).map(drop)
+        self.seen(&visit, progress).map(drop)
     }
 }
 

@@ -328,9 +328,9 @@ fn layers_that_refer_below_are_refused() {
 
 #[test]
 fn a_file_that_changes_size_meanwhile_is_an_error() {
-    for size in [200_000, 10] {
+    for size in [1_200_000, 10] {
         let layer = Layer::new(LayerFormat::OverlayUser);
-        layer.file("f", &[b'x'; 100_000]);
+        layer.file("f", &[b'x'; 600_000]);
         let file = fs::OpenOptions::new().write(true).open(layer.path("f")).unwrap();
         let mut resize = |progress: Progress| {
             if progress.bytes > 0 {
