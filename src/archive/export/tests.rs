@@ -347,6 +347,23 @@ fn a_file_that_changes_size_meanwhile_is_an_error() {
 }
 
 #[test]
+fn threads_change_nothing() {
+    let layer = Layer::new(LayerFormat::OverlayUser);
+    layer.file("a", &[b'x'; 1_000_000]);
+    layer.file("b", b"");
+    layer.file("c", &[b'y'; 300_000]);
+    let exports = [0, 1, 2, 9].map(|threads| {
+        let options = ExportOptions { threads, ..ExportOptions::new() };
+        let (out, done) = layer.try_export(&options);
+        let done = done.unwrap();
+        assert_eq!(done.diff_id, DiffId::from(crate::digest::Digest::of(&out)));
+        assert_eq!(done.bytes, out.len() as u64);
+        out
+    });
+    assert!(exports.iter().all(|out| *out == exports[0]));
+}
+
+#[test]
 fn stops_when_asked_within_a_file_too() {
     let layer = Layer::new(LayerFormat::OverlayUser);
     layer.file("f", &[b'x'; 100_000]);
