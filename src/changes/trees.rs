@@ -317,8 +317,9 @@ mod tests {
         for path in ["0/d", "1/d/x", "1/e/x", "2/e/y", "2/f/x"] {
             fs::create_dir_all(tmp.path().join(path)).unwrap();
         }
-        for file in ["0/d/above", "1/d/file", "1/d/above", "2/e/file"] {
-            fs::write(tmp.path().join(file), file).unwrap();
+        // Of different sizes: their times may be the same.
+        for (n, file) in ["0/d/above", "1/d/file", "1/d/above", "2/e/file"].iter().enumerate() {
+            fs::write(tmp.path().join(file), "x".repeat(n)).unwrap();
         }
         let stack = |layers: &[&str]| {
             let branch = |layer: &&str| Branch {
