@@ -8,11 +8,14 @@
 //!   changes nothing that is read.
 //! - The magic is ustar's, GNU's, or all zero (v7). A block with another one is refused, since the
 //!   magic decides whether bytes 345 to 500 are part of the name. With star's trailer the name part
-//!   is 24 bytes shorter; names which reach that far are refused.
+//!   is 24 bytes shorter; names which reach that far are refused. ustar of another version than `00`
+//!   (Ant wrote NULs) is taken for v7, as the crate tar does: with no name part, others see the same.
 //! - Python's tarfile takes those bytes for part of the name whatever the magic: without ustar's they
 //!   must be empty, but in GNU's own types, where it does not. (GNU tar has times there in incremental
 //!   dumps, which no layer is.) A name that is all prefix, which some take for a directory's, is
 //!   refused too.
+//! - libarchive takes the map of a sparse file from any header of GNU's: only those of type `S` may
+//!   have one.
 //! - Device numbers must be numbers even where nobody needs them: Python reads them of every header,
 //!   and ends its list, without a word, where it fails to.
 
@@ -115,6 +118,11 @@ pub(super) struct Header {
     pub(super) mtime: i64,
 }
 
+/// Whether there is anything in the fields that GNU has for the map of a sparse file.
+fn has_map(block: &Block) -> bool {
+    [SPARSE, SPARSE_MORE, SPARSE_SIZE].iter().any(|field| field.of(block).iter().any(|b| *b != 0))
+}
+
 /// Whether all bytes are zero: the end of an archive.
 pub(super) fn is_zero(block: &Block) -> bool {
     block.iter().all(|b| *b == 0)
@@ -125,9 +133,9 @@ impl Header {
     pub(super) fn decode(block: &Block) -> Parsed<Header> {
         check_sum(block)?;
         let dialect = match MAGIC.of(block) {
-            [b'u', b's', b't', b'a', b'r', 0, ..] => Dialect::Ustar,
+            b"ustar\x0000" => Dialect::Ustar,
             b"ustar  \0" => Dialect::Gnu,
-            [0, 0, 0, 0, 0, 0, 0, 0] => Dialect::V7,
+            [0, 0, 0, 0, 0, 0, 0, 0] | [b'u', b's', b't', b'a', b'r', 0, ..] => Dialect::V7,
             _ => return Err("its magic is that of no tar dialect".into()),
         };
         let mut name = Vec::new();
@@ -147,6 +155,8 @@ impl Header {
             && !(dialect == Dialect::Gnu && matches!(TYPE.byte(block), b'S' | b'L' | b'K'))
         {
             return Err("it has bytes where only ustar has a part of the name".into());
+        } else if dialect == Dialect::Gnu && TYPE.byte(block) != b'S' && has_map(block) {
+            return Err("it has bytes where only sparse files have a map".into());
         }
         Header::device(block)?;
         name.extend_from_slice(text(NAME.of(block)));

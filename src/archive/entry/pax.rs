@@ -4,10 +4,17 @@
 //! - The length is plain decimal, without sign or leading zero, and ends exactly behind the newline.
 //! - A key comes once. (POSIX says that the last wins; some readers take the first. The two keys of
 //!   the oldest sparse form, which repeat by design, are the exception.)
+//! - A line inside of a value is not itself a record: the crate tar cuts records at newlines, and
+//!   would take a name from a comment. (It also misses a name that has a newline, and what follows a
+//!   value with an empty line. Names and access control lists have those for good reasons, so they
+//!   are read.)
 //! - An empty value, which in POSIX cancels a global record, is refused for every key that counts:
 //!   some readers then fall back to the header, others take the empty string.
 //! - A global header may hold only comments, as `git archive` writes them. Anything else would
 //!   change later entries behind the back of readers that skip it.
+//! - The name of a sparse file comes behind the stand-in for it: Python's tarfile takes the last of
+//!   the two, others take the former. (So GNU tar's form 0.1, where that needs a record for the
+//!   stand-in, is refused: it writes them the other way round.)
 //! - Xattrs come as `SCHILY.xattr.NAME` (raw) or `LIBARCHIVE.xattr.NAME` (name with percent codes,
 //!   value in base64); both may be there if they agree. The former's name is taken as it is, as Go
 //!   does; GNU tar alone has percent codes for `%` and `=` in it.
@@ -56,6 +63,9 @@ impl Pax {
             if !SparseKeys::repeats(key) && !seen.insert(key) {
                 return Err(about(key, "comes twice"));
             }
+            if has_record_inside(value) {
+                return Err(about(key, "has a line that reads as a record"));
+            }
             pax.take(key, value).map_err(|reason| about(key, &reason))?;
         }
         Ok(pax)
@@ -63,7 +73,13 @@ impl Pax {
 
     fn take(&mut self, key: &[u8], value: &[u8]) -> Parsed<()> {
         match key {
-            b"path" => self.path = Some(name(value)?),
+            b"path" => {
+                let path = name(value)?;
+                if self.sparse.name().is_some_and(|sparse| sparse != path) {
+                    return Err("is another name behind that of the sparse file".into());
+                }
+                self.path = Some(path);
+            }
             b"linkpath" => self.linkpath = Some(name(value)?),
             b"size" => self.size = Some(decimal(value)?),
             b"uid" => self.uid = Some(decimal(value)?),
@@ -200,6 +216,17 @@ fn split_record(body: &[u8]) -> Option<(Record<'_>, &[u8])> {
         return None;
     }
     Some(((key, value.strip_prefix(b"=")?), rest))
+}
+
+/// Whether a line of a value but the first, which begins with the record's own length, is a record.
+fn has_record_inside(value: &[u8]) -> bool {
+    value.split(|b| *b == b'\n').skip(1).any(|line| {
+        let space = line.iter().position(|b| *b == b' ').unwrap_or(line.len());
+        let (digits, rest) = line.split_at_checked(space).unwrap_or_default();
+        // Its sign may be a plus to the crate tar.
+        let digits = digits.strip_prefix(b"+").unwrap_or(digits);
+        rest.contains(&b'=') && magnitude(digits) == u64::try_from(line.len() + 1).ok()
+    })
 }
 
 fn about(key: &[u8], what: &str) -> Reason {
@@ -382,9 +409,9 @@ mod tests {
 
     #[test]
     fn values_hold_any_bytes() {
-        let body = encode(&map(&[(b"SCHILY.xattr.user.a", b"\n=\0\xff9 path=x\n")]));
+        let body = encode(&map(&[(b"SCHILY.xattr.user.a", b"\n=\0\xff9 path=x\n8 path=x")]));
         let pax = Pax::decode(&body).unwrap();
-        assert_eq!(pax.xattrs, map(&[(b"user.a", b"\n=\0\xff9 path=x\n")]));
+        assert_eq!(pax.xattrs, map(&[(b"user.a", b"\n=\0\xff9 path=x\n8 path=x")]));
         assert_eq!(pax.path, None);
     }
 

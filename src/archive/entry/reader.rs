@@ -12,11 +12,12 @@
 //!   wrote the archive. Old tars gave hard links their file's size with no content, `pax` and cpio
 //!   converters give size and content; nobody can tell which.
 //! - **Extended headers.** At most one of a kind before an entry, and none at the end. GNU's long name
-//!   and PAX's path must be the same if both are there.
+//!   and PAX's path must be the same if both are there. v7 has none: the crate tar takes them for files.
 //! - **Trailing slashes** are for directories. The v7 type NUL with one, in the header itself, is a
 //!   directory; with a longer name beside it, it is refused (Go goes by the longer name, Python by the
 //!   header's). Type `0` with one is refused (GNU tar makes a directory, Go a file).
-//! - **Long link targets** are for links: libarchive makes a link of whatever has one.
+//! - **Long link targets** are for links: libarchive makes a link of other files too, where it cannot
+//!   convert the target to its own character set.
 //! - **The end** is two zero blocks, or the end of input at a block's boundary with at most one zero
 //!   block before it, or right behind the last entry's content, without its padding. A lone zero block
 //!   with more behind it is refused (GNU tar stops, Go fails).
@@ -50,6 +51,8 @@ pub(crate) struct EntryReader<R> {
     /// Content of the current entry that is still in the source, and the padding behind it.
     remaining: u64,
     padding: u64,
+    /// The first byte of the padding that was read last.
+    pad: u8,
     /// The name in the last header, for messages.
     name: Vec<u8>,
 }
@@ -78,6 +81,7 @@ impl<R: Read> EntryReader<R> {
             headers: 0,
             remaining: 0,
             padding: 0,
+            pad: 0,
             name: Vec::new(),
         }
     }
@@ -143,6 +147,10 @@ impl<R: Read> EntryReader<R> {
             self.name = Header::name_of(&block).to_vec();
             let header = Header::decode(&block).map_err(|reason| self.refuse(reason))?;
             self.name.clone_from(&header.name);
+            if header.dialect == Dialect::V7 && matches!(header.typeflag, b'x' | b'g' | b'L' | b'K')
+            {
+                return Err(self.refuse("it is an extended header, in a dialect that has none"));
+            }
             match header.typeflag {
                 b'x' => {
                     let body = self.extended(&header, self.limits.max_pax_bytes)?;
@@ -194,12 +202,15 @@ impl<R: Read> EntryReader<R> {
         Ok(body)
     }
 
-    /// Reads GNU's long name or link: a string that may end in a NUL.
+    /// Reads GNU's long name or link: a string that ends in a NUL, or right before one: GNU tar takes
+    /// all up to a NUL, whatever the size.
     fn long_name(&mut self, header: &Header) -> Result<Vec<u8>> {
         let max = u64::try_from(self.limits.max_path).unwrap_or(u64::MAX);
         let mut name = self.extended(header, max.saturating_add(1))?;
         if name.last() == Some(&0) {
             name.pop();
+        } else if self.pad != 0 {
+            return Err(self.refuse("its long name goes on behind its end"));
         }
         if name.is_empty() || name.contains(&0) {
             return Err(self.refuse("its long name is empty or has a NUL byte"));
@@ -210,6 +221,7 @@ impl<R: Read> EntryReader<R> {
     /// Puts an entry together.
     fn entry(&mut self, header: &Header, block: &Block, pending: Pending) -> Result<Entry> {
         let mut pax = pending.pax.unwrap_or_default();
+        let gnu_name = pending.long_name.clone();
         let long = either(pending.long_name, pax.path.take());
         let long = long.map_err(|reason| self.refuse(reason))?;
         let link = either(pending.long_link, pax.linkpath.take());
@@ -231,6 +243,11 @@ impl<R: Read> EntryReader<R> {
         };
         let pax_sparse =
             std::mem::take(&mut pax.sparse).resolve().map_err(|reason| self.refuse(reason))?;
+        if let Some(name) = pax_sparse.as_ref().and_then(|sparse| sparse.name.as_ref())
+            && gnu_name.is_some_and(|gnu| gnu != *name)
+        {
+            return Err(self.refuse("its GNU long name and that of the sparse file differ"));
+        }
         let extended_name = long.is_some();
         let mut raw = long.unwrap_or_else(|| header.name.clone());
         if let Some(name) = pax_sparse.as_ref().and_then(|sparse| sparse.name.clone()) {
@@ -457,12 +474,19 @@ impl<R: Read> EntryReader<R> {
     fn skip_content(&mut self) -> Result<()> {
         io::copy(&mut self.content(), &mut io::sink()).map(drop).map_err(|e| self.failed(e))?;
         let mut padding = [0; BLOCK];
+        self.pad = 0;
+        let mut first = true;
         while self.padding > 0 {
             let most = usize::try_from(self.padding).unwrap_or(BLOCK).min(BLOCK);
             match self.source.read(padding.get_mut(..most).unwrap_or_default()) {
                 // The last entry is whole without it; some writers leave it out.
                 Ok(0) => self.padding = 0,
-                Ok(n) => self.padding = self.padding.saturating_sub(n as u64),
+                Ok(n) => {
+                    if std::mem::take(&mut first) {
+                        self.pad = padding.first().copied().unwrap_or(0);
+                    }
+                    self.padding = self.padding.saturating_sub(n as u64);
+                }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(self.failed(e)),
             }

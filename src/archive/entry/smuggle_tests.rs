@@ -53,7 +53,7 @@ fn only_a_slash_in_the_header_itself_makes_an_old_directory() {
 }
 
 #[test]
-fn a_long_target_makes_a_link_of_any_file_to_libarchive() {
+fn a_long_target_can_make_a_link_of_any_file_to_libarchive() {
     for (typeflag, ok) in [(b'0', false), (0, false), (b'5', false), (b'6', false), (b'1', true)] {
         for long in [pax(&[("linkpath", "other")]), extended(b'K', b"other\0")] {
             let archive = [long, plain("f", typeflag, 0)].concat();
@@ -79,6 +79,84 @@ fn type_s_is_gnus_sparse_file_in_gnus_dialect_alone() {
     // star has another map there; Go fails, GNU tar takes a plain file.
     assert_refused("ustar", &sparse(b"ustar\x0000"));
     assert_refused("v7", &sparse(&[0; 8]));
+}
+
+#[test]
+fn the_crate_tar_knows_ustar_of_one_version_and_no_extended_headers_of_v7() {
+    let ant = b"ustar\0\0\0";
+    assert!(read(&block(b"f", b'0', 0, |b| b[257..265].copy_from_slice(ant))).is_ok());
+    assert_refused("prefix", &prefixed("f", b'0', ant, b"dir"));
+    for magic in [ant, &[0; 8]] {
+        for typeflag in *b"xgLK" {
+            let header = block(b"x", typeflag, 2, |b| b[257..265].copy_from_slice(magic));
+            assert_refused("extended", &[header, padded(b"f\0"), plain("f", b'0', 0)].concat());
+        }
+    }
+}
+
+#[test]
+fn of_two_names_of_a_sparse_file_python_takes_the_last() {
+    let sparse = |first: (&str, &str), second: (&str, &str)| {
+        let records = [first, ("GNU.sparse.size", "4"), ("GNU.sparse.map", "0,4"), second];
+        [pax(&records), plain("f", b'0', 4), padded(b"data")].concat()
+    };
+    let (path, name) = (("path", "stand-in"), ("GNU.sparse.name", "sparse"));
+    assert_eq!(read(&sparse(path, name)).unwrap()[0].0.path.as_bytes(), b"sparse");
+    assert!(read(&sparse(name, ("path", "sparse"))).is_ok());
+    assert_refused("order", &sparse(name, path));
+}
+
+#[test]
+fn of_a_long_name_and_that_of_a_sparse_file_gnu_tar_takes_the_former() {
+    let sparse = |long: &[u8]| {
+        let records =
+            pax(&[("GNU.sparse.name", "s"), ("GNU.sparse.size", "4"), ("GNU.sparse.map", "0,4")]);
+        [extended(b'L', long), records, plain("f", b'0', 4), padded(b"data")].concat()
+    };
+    assert!(read(&sparse(b"s\0")).is_ok());
+    assert_refused("long name", &sparse(b"other\0"));
+}
+
+#[test]
+fn lines_of_a_value_are_records_to_the_crate_tar() {
+    let with = |key: &str, value: &str| [pax(&[(key, value)]), plain("f", b'0', 0)].concat();
+    for key in ["comment", "SCHILY.xattr.user.k", "VENDOR.key", "path", "SCHILY.acl.access"] {
+        for value in
+            ["x\n13 path=evil", "\n\n13 path=evil", "\n+14 path=evil\n", "\n013 path=evi\n"]
+        {
+            assert_refused(value, &with(key, value));
+        }
+        // None of these has the length that it says.
+        for value in ["x\n12 path=evil", "13 path=evil", "\n 13 path=evil", "\n13path=evil"] {
+            assert!(read(&with(key, value)).is_ok(), "{value:?}");
+        }
+    }
+    let list = "user::rw-\nuser:7:r--\ngroup::r--\nmask::r--\nother::r--\n";
+    assert!(read(&with("SCHILY.acl.access", list)).is_ok());
+}
+
+#[test]
+fn a_map_in_any_header_of_gnus_makes_a_sparse_file_to_libarchive() {
+    for at in [386, 397, 482, 483, 494] {
+        let archive = block(b"f", b'0', 0, |b| {
+            b[257..265].copy_from_slice(b"ustar  \0");
+            b[at] = b'1';
+        });
+        assert_refused("map", &archive);
+    }
+}
+
+#[test]
+fn a_long_name_ends_at_its_nul_to_gnu_tar() {
+    let long = |padding: &[u8]| {
+        let mut name = plain("x", b'L', 4);
+        name.extend_from_slice(b"name");
+        name.extend_from_slice(padding);
+        [padded(&name), plain("f", b'0', 0)].concat()
+    };
+    assert_eq!(read(&long(b"")).unwrap()[0].0.path.as_bytes(), b"name");
+    assert_refused("long name", &long(b"-and-more"));
+    assert!(read(&long(b"\0and-more")).is_ok());
 }
 
 #[test]

@@ -52,6 +52,11 @@ pub(super) enum MapPlace {
 }
 
 impl SparseKeys {
+    /// The file's own name, if it was among the records so far.
+    pub(super) fn name(&self) -> Option<&[u8]> {
+        self.name.as_deref()
+    }
+
     /// Whether a key repeats by design.
     pub(super) fn repeats(key: &[u8]) -> bool {
         matches!(key, b"GNU.sparse.offset" | b"GNU.sparse.numbytes")
