@@ -114,6 +114,8 @@ pub use archive::{
     Applied, ApplyLimits, ApplyOptions, Devices, ExportOptions, Exported, LayerTarget, Ownership,
     SecurityLabels, UnionXattrs, XattrPolicy, apply_layer, diff_trees, export_diff,
 };
+#[doc(hidden)]
+pub use archive::{ListedEntry, list_archive};
 pub use changes::{Change, ChangeKind};
 pub use compression::Compression;
 pub use digest::{ChainId, DiffId, Digest};

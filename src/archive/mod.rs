@@ -11,9 +11,13 @@ mod export;
 mod output;
 
 pub(crate) use apply::apply;
+#[cfg(fuzzing)]
+pub(crate) use apply::model::check as check_against_model;
 pub use apply::{
     Applied, ApplyLimits, ApplyOptions, Devices, LayerTarget, Ownership, UnionXattrs, XattrPolicy,
     apply_layer,
 };
+#[doc(hidden)]
+pub use entry::{ListedEntry, list_archive};
 pub use export::{ExportOptions, Exported, SecurityLabels, diff_trees, export_diff};
 pub(crate) use export::{export, export_trees};

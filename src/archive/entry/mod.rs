@@ -19,6 +19,7 @@
 //! Go's archive/tar, GNU tar 1.34, libarchive and Python's tarfile.
 
 mod header;
+mod listing;
 mod pax;
 mod reader;
 mod sparse;
@@ -32,6 +33,8 @@ use std::os::unix::ffi::OsStrExt;
 use crate::error::{Error, ErrorKind, Result};
 use crate::path::RelPath;
 
+#[doc(hidden)]
+pub use listing::{ListedEntry, list_archive};
 pub(crate) use reader::EntryReader;
 pub(crate) use writer::{EntryWriter, Sink};
 
