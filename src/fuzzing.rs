@@ -3,8 +3,10 @@
 //! crate's interface.
 #![allow(clippy::expect_used)]
 
+mod apply_model;
 mod archive;
 
+pub use apply_model::apply_model;
 pub use archive::{marks, tar_apply, tar_entry};
 
 use std::borrow::Cow;

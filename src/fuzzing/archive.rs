@@ -96,12 +96,12 @@ pub fn marks(data: &[u8]) {
 }
 
 /// A directory to unpack into, and canaries around it.
-struct Cage {
-    top: PathBuf,
-    before: Vec<(PathBuf, String)>,
+pub(super) struct Cage {
+    pub(super) top: PathBuf,
+    pub(super) before: Vec<(PathBuf, String)>,
 }
 
-static CAGE: LazyLock<Cage> = LazyLock::new(|| {
+pub(super) static CAGE: LazyLock<Cage> = LazyLock::new(|| {
     let top = std::env::temp_dir().join(format!("stratafs-fuzz-{}", std::process::id()));
     fs::create_dir_all(top.join("outside/dir")).expect("the temporary directory is writable");
     fs::create_dir_all(top.join("in")).expect("the temporary directory is writable");
@@ -114,7 +114,7 @@ static CAGE: LazyLock<Cage> = LazyLock::new(|| {
 });
 
 /// Everything that can be seen of the canaries.
-fn canaries(top: &Path) -> Vec<(PathBuf, String)> {
+pub(super) fn canaries(top: &Path) -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
     let mut left = vec![top.join("outside"), top.join("canary")];
     while let Some(path) = left.pop() {

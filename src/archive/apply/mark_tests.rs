@@ -32,6 +32,7 @@ const LAYERS: &[(&[&str], Lines<'_>)] = &[
     (&["d/.wh..wh..opq", "d/.wh.g", "d/"], &[("d", "opaque")]),
     (&["d/.wh..wh..opq", "d/e/.wh.g", "d/"], &[("d", "opaque")]),
     (&["d/.wh..wh..opq", "d/e/.wh.g", "d/e/", "d/"], &[("d", "opaque"), ("d/e", "dir")]),
+    (&["d/.wh..wh..opq", "d/e/.wh..wh..opq", "d/"], &[("d", "opaque")]),
     // A mark through a symlink of this layer.
     (&["l -> d", "d/", "d/.wh.x"], &[("l", "-> d"), ("d", "dir"), ("d/x", "deleted")]),
 ];
@@ -68,6 +69,8 @@ const SEQUENCES: &[(&[&str], Lines<'_>)] = &[
     // Nothing of this layer is at the end of the link: it is made, as for any entry.
     (&["l -> d/e", "l/f"], &[("l", "-> d/e"), ("d", "dir"), ("d/e", "dir"), ("d/e/f", "l/f")]),
     (&["l -> gone/../d", "l/f"], &[("l", "-> gone/../d"), ("d", "dir"), ("d/f", "l/f")]),
+    // The link that led here is the directory itself now.
+    (&["b -> .", "b/b/", "b/b/b/"], &[("b", "opaque"), ("b/b", "dir"), ("b/b/b", "dir")]),
     // What was missing on the way is there now, and leads elsewhere.
     (
         &["l -> gone/..", "l/gone -> a/b", "l/f"],

@@ -40,6 +40,10 @@ mod breakout_tests;
 mod cost_tests;
 #[cfg(test)]
 mod mark_tests;
+#[cfg(any(test, fuzzing))]
+pub(in crate::archive) mod model;
+#[cfg(test)]
+mod peer_tests;
 #[cfg(test)]
 mod pipeline_tests;
 #[cfg(test)]

@@ -21,7 +21,7 @@ use crate::path::{Name, RelPath};
 use crate::sys::dir::{self, Dir, Node};
 use crate::sys::errno;
 use crate::sys::resolve::Resolver;
-use crate::sys::stat::{FileType, Stat, Time};
+use crate::sys::stat::{Stat, Time};
 use crate::sys::xattr::Of;
 
 /// The mode of a missing parent directory.
@@ -75,8 +75,6 @@ impl Unpack<'_> {
             }
             EntryKind::Symlink { target } => {
                 self.make(&name, path, "make symlink", |dir| dir.symlink(target, &name))?;
-                // What was missing on the way that we came may be there now.
-                self.target.forget_written();
                 let dir = self.target.dir();
                 let made = self.attributes(Of::Child(&dir, &name), &dir, &name, entry)?;
                 self.target.tally.add(&made);
@@ -194,6 +192,7 @@ impl Unpack<'_> {
         self.target.touch();
         let mut opaque = false;
         let mut made = true;
+        let mut cleared = false;
         match dir.make_dir(name, PRIVATE_DIR) {
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
@@ -202,7 +201,7 @@ impl Unpack<'_> {
                     made = false;
                 } else {
                     // A whiteout, or what this layer had there before.
-                    opaque = true;
+                    (opaque, cleared) = (true, true);
                     self.clear(name, path)?;
                     dir.make_dir(name, PRIVATE_DIR).at("create directory", path)?;
                 }
@@ -226,7 +225,10 @@ impl Unpack<'_> {
             self.make_opaque()?;
         }
         self.directory_attributes(entry, Some(owner))?;
-        self.target.set_written(path);
+        if !cleared {
+            // Else it may have taken the place of a symlink that the path itself goes through.
+            self.target.set_written(path);
+        }
         Ok(())
     }
 
@@ -378,9 +380,6 @@ impl Unpack<'_> {
         let dir = self.target.dir();
         let there = dir.try_stat_at(name).at("read attributes of", path)?;
         if !there.is_some_and(|there| there.same_inode(&stat)) {
-            if stat.file_type == FileType::Symlink {
-                self.target.forget_written();
-            }
             self.make(name, path, "make hard link", |dir| link_from(&old_dir, &old, dir, name))
                 .map_err(|e| match e.kind() {
                     ErrorKind::NotFound => bad("which it replaces"),

@@ -236,6 +236,7 @@ impl Unpack<'_> {
         let mut turns: VecDeque<Turn> = path.components().skip(common).map(Turn::Down).collect();
         let mut links = 0;
         let mut walked = 0;
+        let mut skipped = false;
         while let Some(turn) = turns.pop_front() {
             walked += 1;
             if walked > MAX_TURNS && links > 0 {
@@ -269,6 +270,7 @@ impl Unpack<'_> {
                 // There and back again.
                 Step::Absent | Step::Deleted if matches!(turns.front(), Some(Turn::Up)) => {
                     turns.pop_front();
+                    skipped = true;
                 }
                 Step::Absent => match missing {
                     Missing::Stop => return Ok(Reached::Nothing),
@@ -298,7 +300,12 @@ impl Unpack<'_> {
                 },
             }
         }
-        self.target.set_written(path);
+        if skipped {
+            // What is missing may be made, and then lead elsewhere.
+            self.target.forget_written();
+        } else {
+            self.target.set_written(path);
+        }
         Ok(Reached::Directory)
     }
 

@@ -138,11 +138,11 @@ impl Unpack<'_> {
                 continue;
             };
             if stat.is_dir() {
-                if self.opaque.contains(&(stat.dev, stat.ino)) {
-                    // Swept when it became so.
-                } else if self.only_for_marks.contains(&(stat.dev, stat.ino)) {
+                if self.only_for_marks.contains(&(stat.dev, stat.ino)) {
                     self.target.touch();
                     self.remove_below(&name).at("remove void marks", &at)?;
+                } else if self.opaque.contains(&(stat.dev, stat.ino)) {
+                    // Swept when it became so.
                 } else {
                     self.target.enter(&name)?;
                     listings.push(self.list()?);
