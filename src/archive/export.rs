@@ -13,7 +13,8 @@
 //! - All xattrs that the caller may read, POSIX ACLs as `system.posix_acl_*` among them, but for those
 //!   of unions, for those that only mean something on this machine ([`SecurityLabels`]; `security.ima`
 //!   and `security.evm`, which sign an inode of it), and with file capabilities as version 2.
-//! - Sparse files are written in full, as OCI asks; sockets are left out and counted.
+//! - Sparse files are written in full, as OCI asks; sockets are left out and counted, and what
+//!   they hide in the parents is deleted.
 //!
 //! A layer that refers to the layers below it (redirect, metacopy) is refused: it must be settled
 //! first. A file that is exchanged or changes its size meanwhile is an error too. By then bytes may be
@@ -244,6 +245,10 @@ impl<'scope, 'env, 'a> Export<'scope, 'env, 'a> {
             FileType::Socket | FileType::Unknown => {
                 tracing::debug!(?path, "socket left out of the archive");
                 self.sockets = self.sockets.saturating_add(1);
+                if self.below.is_some() {
+                    let parent = path.parent().unwrap_or_default();
+                    self.whiteout(&parent, visit.name, progress)?;
+                }
                 return Ok(Descend::Past);
             }
             FileType::Regular => {

@@ -302,6 +302,18 @@ fn sockets_are_counted_and_left_out_under_every_name() {
 }
 
 #[test]
+fn what_a_socket_hides_is_deleted() {
+    let (layer, below) =
+        (Layer::new(LayerFormat::OverlayUser), Layer::new(LayerFormat::OverlayUser));
+    fs::create_dir(layer.path("d")).unwrap();
+    for path in ["d/new", "d/old"] {
+        drop(UnixListener::bind(layer.path(path)).unwrap());
+    }
+    below.file("d/old", b"");
+    assert_eq!(layer.export_over(&[&below]), ["", "d", "d/.wh.old"]);
+}
+
+#[test]
 fn aufs_own_files_are_left_out_with_all_below() {
     let layer = Layer::new(LayerFormat::Aufs);
     layer.file(".wh..wh.plnk/1.2", b"");
