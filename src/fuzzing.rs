@@ -16,8 +16,8 @@ use std::path::PathBuf;
 
 use crate::digest::Digest;
 use crate::driver::{Mount, Restrictions, UpperDir};
-use crate::error::ErrorKind;
-use crate::image::{Image, ImageLayer};
+use crate::error::{Error, ErrorKind};
+use crate::image::{Image, ImageLayer, names_of, parse_docker_manifest, parse_index};
 use crate::store::{Fields, Filter};
 
 /// A snapshot with every field that a filter may ask for.
@@ -70,17 +70,54 @@ pub fn manifest(data: &[u8]) {
             let last = image.layers().last().map(ImageLayer::chain_id);
             assert_eq!(image.chain_id(), last);
         }
-        Err(e) => assert!(
-            matches!(
-                e.kind(),
-                ErrorKind::InvalidImage
-                    | ErrorKind::Unsupported
-                    | ErrorKind::LimitExceeded
-                    | ErrorKind::DigestMismatch
-                    | ErrorKind::InvalidArgument
-            ),
-            "{e}"
+        Err(e) => refused(
+            &e,
+            &[ErrorKind::Unsupported, ErrorKind::DigestMismatch, ErrorKind::InvalidArgument],
         ),
+    }
+}
+
+/// A document is refused for one of these kinds, or as invalid or too large, by a message that a
+/// terminal can show.
+fn refused(e: &Error, kinds: &[ErrorKind]) {
+    let always = [ErrorKind::InvalidImage, ErrorKind::LimitExceeded];
+    assert!(always.contains(&e.kind()) || kinds.contains(&e.kind()), "{e}");
+    let text = e.to_string();
+    assert!(!text.contains(char::is_control) && text.len() < 4096, "{text:?}");
+}
+
+/// An index: any text is either one, with names and digests for its entries, or a refusal of a kind that
+/// callers expect.
+pub fn image_index(data: &[u8]) {
+    match parse_index(data) {
+        Ok(index) => {
+            for entry in index.manifests() {
+                assert!(names_of(entry).count() <= 2);
+                assert!(entry.digest().as_ref().contains(':'));
+            }
+        }
+        Err(e) => refused(&e, &[ErrorKind::Unsupported]),
+    }
+}
+
+/// Docker's `manifest.json`: any text is either images, the files of which are inside of the archive,
+/// or a refusal of a kind that callers expect.
+pub fn docker_manifest(data: &[u8]) {
+    match parse_docker_manifest(data) {
+        Ok(images) => {
+            for image in images {
+                for file in image.layers.iter().chain([&image.config]) {
+                    assert!(!file.is_root());
+                    let names = file.as_bytes().split(|b| *b == b'/');
+                    assert!({ names }.all(|n| !n.is_empty() && n != b"." && n != b".."));
+                }
+                if let Some(id) = image.id() {
+                    let file = image.config.as_path().to_string_lossy();
+                    assert!(file.contains(&id.hex()));
+                }
+            }
+        }
+        Err(e) => refused(&e, &[]),
     }
 }
 

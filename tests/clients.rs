@@ -118,6 +118,40 @@ fn skopeo_reads_and_copies_what_is_saved() {
     }
 }
 
+/// What skopeo makes of an image in Docker's format has the same layers and configuration. Another image
+/// may be given: an OCI archive, by its path in STRATAFS_TEST_IMAGE.
+fn skopeos_docker_archive_is_the_image() {
+    let tmp = tempfile::tempdir_in("/var/tmp").unwrap();
+    let store = store(tmp.path());
+    let oci = tmp.path().join("two.oci.tar");
+    let out = LayoutWriter::to_tar_file(&oci, tmp.path()).unwrap();
+    save_image(&store, "two", out, &SaveOptions::new(), &mut ignore_progress).unwrap();
+    let mut images = vec![(oci, ":two")];
+    images.extend(std::env::var_os("STRATAFS_TEST_IMAGE").map(|image| (image.into(), "")));
+    for (n, (oci, tag)) in images.into_iter().enumerate() {
+        let docker = tmp.path().join(format!("docker-{n}.tar"));
+        let source = format!("oci-archive:{}{tag}", oci.display());
+        let target = format!("docker-archive:{}:example.org/two:1", docker.display());
+        run("skopeo", &["--insecure-policy", "copy", "-q", &source, &target]);
+        let unpacked = tmp.path().join(format!("docker-{n}"));
+        fs::create_dir(&unpacked).unwrap();
+        let arguments = ["-xf", docker.to_str().unwrap(), "-C", unpacked.to_str().unwrap()];
+        run("tar", &arguments);
+        let other =
+            Store::open(tmp.path().join(format!("store-{n}")), StoreOptions::new()).unwrap();
+        let import = |path: &Path, name: &str| {
+            let layout = ImageLayout::open(path).unwrap();
+            let options = ImportOptions::new();
+            import_image(&other, &layout, name, &options, &mut ignore_progress).unwrap()
+        };
+        let image = import(&docker, "docker");
+        assert_eq!(ImageLayout::open(&docker).unwrap().names().unwrap(), ["example.org/two:1"]);
+        assert_eq!(import(&unpacked, "unpacked").manifest, image.manifest);
+        let same_image = import(&oci, "oci");
+        assert_eq!((image.layers, image.config), (same_image.layers, same_image.config));
+    }
+}
+
 fn umoci_unpacks_the_tree_that_is_mounted() {
     let tmp = tempfile::tempdir_in("/var/tmp").unwrap();
     let store = store(tmp.path());
@@ -180,6 +214,7 @@ fn main() {
             "skopeo",
             skopeo_reads_and_copies_what_is_saved,
         ),
+        trial("skopeos_docker_archive_is_the_image", "skopeo", skopeos_docker_archive_is_the_image),
         trial(
             "umoci_unpacks_the_tree_that_is_mounted",
             "umoci",

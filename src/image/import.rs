@@ -7,8 +7,9 @@
 
 use std::io::Read;
 
-use super::layout::ImageLayout;
-use super::manifest::{Image, ImageLayer};
+use super::blob::Verified;
+use super::layout::{Chosen, ImageLayout};
+use super::manifest::ImageLayer;
 use super::select::ImageSelector;
 use crate::archive::ApplyOptions;
 use crate::error::{Error, ErrorKind, Result};
@@ -50,11 +51,12 @@ pub fn import_image(
     progress: &mut ProgressFn<'_>,
 ) -> Result<ImageRecord> {
     check_key(name)?;
-    let image = layout.image(&options.select)?;
-    layout.require(image.layers().iter().map(ImageLayer::blob))?;
+    let chosen = layout.choose(&options.select)?;
+    let image = &chosen.image;
+    image.layers().iter().try_for_each(|layer| chosen.layer(layer.blob()).map(drop))?;
     let importing = store.begin_import()?;
     let mut brought = Vec::new();
-    let done = layers(store, layout, &image, options, &mut brought, progress).and_then(|layers| {
+    let done = layers(store, &chosen, options, &mut brought, progress).and_then(|layers| {
         store.put_image(name, image.manifest_json(), image.config_json(), &layers)
     });
     drop(importing);
@@ -69,18 +71,17 @@ pub fn import_image(
 
 fn layers(
     store: &Store,
-    layout: &ImageLayout,
-    image: &Image,
+    chosen: &Chosen<'_>,
     options: &ImportOptions,
     brought: &mut Vec<String>,
     progress: &mut ProgressFn<'_>,
 ) -> Result<Vec<String>> {
     let mut names: Vec<String> = Vec::new();
-    for layer in image.layers() {
+    for layer in chosen.image.layers() {
         let name = layer.chain_id().to_string();
         let parent = names.last().cloned();
         if !is_there(store, layer, &name, parent.as_deref())? {
-            match bring(store, layout, layer, &name, parent.as_deref(), options, progress) {
+            match bring(store, chosen, layer, &name, parent.as_deref(), options, progress) {
                 Ok(()) => brought.push(name.clone()),
                 // Another import was faster.
                 Err(e) if e.kind() == ErrorKind::AlreadyExists => {
@@ -117,14 +118,14 @@ fn is_there(store: &Store, layer: &ImageLayer, name: &str, parent: Option<&str>)
 
 fn bring(
     store: &Store,
-    layout: &ImageLayout,
+    chosen: &Chosen<'_>,
     layer: &ImageLayer,
     name: &str,
     parent: Option<&str>,
     options: &ImportOptions,
     progress: &mut ProgressFn<'_>,
 ) -> Result<()> {
-    let mut blob = layout.blob(layer.blob())?;
+    let mut blob = Verified::new(chosen.layer(layer.blob())?, layer.blob());
     let reader: &mut dyn Read = &mut blob;
     let labels = Labels::from([(Store::IMAGE_LAYER_LABEL.to_owned(), "true".to_owned())]);
     let expected = Some(layer.diff_id());

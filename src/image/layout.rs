@@ -1,10 +1,12 @@
-//! An OCI image layout, opened for reading: a directory, or a tar file of one.
+//! An OCI image layout, opened for reading: a directory, or a tar file of one; or a Docker archive,
+//! which is both read like one.
 //!
 //! A directory is read through symbolic links, as some tools build layouts of links into a cache; what
 //! is read is held to its digest whatever the way to it. A tar is read in place ([`TarIndex`]), so it
 //! must be a plain file: what is compressed or comes through a pipe is spooled first.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Read, Write};
@@ -16,15 +18,23 @@ use oci_spec::image::ImageIndex;
 use serde::Deserialize;
 
 use super::blob::{Blob, Section, Verified};
+use super::docker::DockerArchive;
 use super::manifest::{DOCUMENT_MAX, Image, parse_index};
+use super::members::{Members, Place};
 use super::quote::{brief, quoted};
 use super::select::{self, ImageSelector};
 use super::tar_index::{Part, TarIndex};
 use crate::compression::{Compression, Decompressor, sniff};
+use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::path::RelPath;
 use crate::progress::{Phase, Progress, ProgressFn, report};
+use crate::sys::dir::Dir;
 
-/// An OCI image layout, opened for reading.
+/// An OCI image layout, or an archive of `docker save`, opened for reading.
+///
+/// An archive of Docker's that is an OCI layout too, as those since Docker 25 are, is read as that. Of
+/// an older one, a manifest is made up: the image's identity is then not that in the registry.
 ///
 /// ```no_run
 /// use stratafs::{ImageLayout, ImageSelector};
@@ -44,6 +54,31 @@ pub struct ImageLayout {
 enum Source {
     Directory,
     Tar(TarIndex),
+    Docker(DockerArchive),
+}
+
+/// An image that was chosen, and where a Docker archive has its layers.
+#[derive(Debug)]
+pub(super) struct Chosen<'l> {
+    pub(super) image: Image,
+    layout: &'l ImageLayout,
+    layers: BTreeMap<Digest, Place>,
+}
+
+impl Chosen<'_> {
+    /// A layer as it is stored; not verified.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] if it is missing, [`ErrorKind::DigestMismatch`] if it has another size.
+    pub(super) fn layer(&self, blob: Blob) -> Result<Section> {
+        match (&self.layout.source, self.layers.get(&blob.digest)) {
+            (Source::Docker(archive), Some(place)) => {
+                let section = archive.open(place, &self.layout.path)?;
+                self.layout.sized(Some(section), blob)
+            }
+            _ => self.layout.sized(self.layout.section(Part::Blob(blob.digest))?, blob),
+        }
+    }
 }
 
 /// How much may be uncompressed before the ratio counts, in bytes.
@@ -72,14 +107,21 @@ impl ImageLayout {
     /// Opens the layout at `path`: a directory, or a tar file.
     ///
     /// # Errors
-    /// - [`ErrorKind::InvalidImage`] if it is not an OCI layout, or a damaged one;
+    /// - [`ErrorKind::InvalidImage`] if it is neither an OCI layout nor a Docker archive, or damaged;
     /// - [`ErrorKind::Unsupported`] if its version is not 1.0, if the tar is compressed or not a
-    ///   regular file (see [`spool`](ImageLayout::spool)), and for Docker's own archives.
+    ///   regular file (see [`spool`](ImageLayout::spool)).
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let metadata = fs::metadata(path).at("open image layout", path)?;
         if metadata.is_dir() {
-            return ImageLayout { path: path.to_owned(), source: Source::Directory }.checked();
+            let layout = ImageLayout { path: path.to_owned(), source: Source::Directory };
+            if layout.section(Part::Version)?.is_none()
+                && layout.section(Part::DockerManifest)?.is_some()
+            {
+                let dir = Dir::open(path).at("open image", path)?;
+                return ImageLayout::from_docker(Members::Directory(dir), path);
+            }
+            return layout.checked();
         }
         if !metadata.is_file() {
             return Err(Error::new(
@@ -150,11 +192,27 @@ impl ImageLayout {
                 .with_path(path));
             }
         }
-        ImageLayout {
-            path: path.to_owned(),
-            source: Source::Tar(TarIndex::new(Arc::new(file), path)?),
+        let file = Arc::new(file);
+        let index = TarIndex::new(Arc::clone(&file), path)?;
+        // Docker's newer archives are OCI layouts too, which say more.
+        if index.get(Part::Version).is_none() && index.get(Part::DockerManifest).is_some() {
+            return ImageLayout::from_docker(Members::Tar(file), path);
         }
-        .checked()
+        ImageLayout { path: path.to_owned(), source: Source::Tar(index) }.checked()
+    }
+
+    fn from_docker(members: Members, path: &Path) -> Result<Self> {
+        let name = RelPath::new("manifest.json")?;
+        let places = members.find(&[name.clone()].into(), path)?;
+        let mut json = Vec::new();
+        for place in places.values() {
+            // One byte too many is enough to be refused.
+            let section = members.open(place, path)?.take(DOCUMENT_MAX + 1);
+            { section }.read_to_end(&mut json).at("read", path.join(&name))?;
+        }
+        let archive = DockerArchive::new(members, &json)
+            .map_err(|e| e.context("cannot use").with_path_if_none(path))?;
+        Ok(ImageLayout { path: path.to_owned(), source: Source::Docker(archive) })
     }
 
     /// The image that is asked for, its manifest and configuration verified.
@@ -164,8 +222,21 @@ impl ImageLayout {
     ///   is missing;
     /// - [`ErrorKind::InvalidArgument`] if no name was given and there are several images;
     /// - else as [`Image::from_json`].
+    ///
+    /// The manifest of an image in a Docker archive is made up, and so is not the registry's.
     pub fn image(&self, which: &ImageSelector) -> Result<Image> {
-        select::find(self, which).map_err(|e| match e.path() {
+        self.choose(which).map(|chosen| chosen.image)
+    }
+
+    pub(super) fn choose(&self, which: &ImageSelector) -> Result<Chosen<'_>> {
+        let chosen = match &self.source {
+            Source::Docker(archive) => archive.convert(which, &self.path),
+            Source::Directory | Source::Tar(_) => {
+                select::find(self, which).map(|image| (image, BTreeMap::new()))
+            }
+        };
+        let chosen = chosen.map(|(image, layers)| Chosen { image, layout: self, layers });
+        chosen.map_err(|e| match e.path() {
             Some(_) => e,
             None => e.context("cannot use the image in").with_path(&self.path),
         })
@@ -176,6 +247,9 @@ impl ImageLayout {
     /// # Errors
     /// [`ErrorKind::InvalidImage`] if the index is malformed.
     pub fn names(&self) -> Result<Vec<String>> {
+        if let Source::Docker(archive) = &self.source {
+            return Ok(archive.tags());
+        }
         let index = self.index()?;
         let mut names: Vec<String> = index
             .manifests()
@@ -197,7 +271,12 @@ impl ImageLayout {
     /// # Errors
     /// [`ErrorKind::NotFound`] if it is missing, [`ErrorKind::DigestMismatch`] if it has another size.
     pub(crate) fn blob(&self, blob: Blob) -> Result<BlobReader> {
-        let section = self.section(Part::Blob(blob.digest))?.ok_or_else(|| {
+        let section = self.sized(self.section(Part::Blob(blob.digest))?, blob)?;
+        Ok(Verified::new(section, blob))
+    }
+
+    fn sized(&self, section: Option<Section>, blob: Blob) -> Result<Section> {
+        let section = section.ok_or_else(|| {
             Error::new(ErrorKind::NotFound, format!("blob {} is missing in", blob.digest))
                 .with_path(&self.path)
         })?;
@@ -213,12 +292,7 @@ impl ImageLayout {
             )
             .with_path(&self.path));
         }
-        Ok(Verified::new(section, blob))
-    }
-
-    /// Fails, as [`blob`](ImageLayout::blob) does, unless all of them are there, by their sizes.
-    pub(super) fn require(&self, mut blobs: impl Iterator<Item = Blob>) -> Result<()> {
-        blobs.try_for_each(|blob| self.blob(blob).map(drop))
+        Ok(section)
     }
 
     /// A manifest, configuration or index, whole and verified.
@@ -256,14 +330,6 @@ impl ImageLayout {
             _ => "oci-layout",
         };
         let Some(mut section) = self.section(part)? else {
-            if self.section(Part::DockerManifest)?.is_some() {
-                return Err(Error::new(
-                    ErrorKind::Unsupported,
-                    "a Docker archive without an OCI layout: convert it, for instance with \
-                     skopeo copy docker-archive:FILE oci-archive:FILE:",
-                )
-                .with_path(&self.path));
-            }
             return Err(self.invalid(format!("no OCI image layout, as there is no {name} in")));
         };
         if section.len() > DOCUMENT_MAX {
@@ -283,6 +349,8 @@ impl ImageLayout {
     fn section(&self, part: Part) -> Result<Option<Section>> {
         match &self.source {
             Source::Tar(index) => Ok(index.get(part).cloned()),
+            // Its parts have other names.
+            Source::Docker(_) => Ok(None),
             Source::Directory => {
                 let path = match part {
                     Part::Version => self.path.join("oci-layout"),

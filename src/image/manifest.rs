@@ -26,7 +26,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub(super) const DOCUMENT_MAX: u64 = 4 << 20;
 
 /// The most layers that an image may have: more cannot be mounted.
-const LAYERS_MAX: usize = 500;
+pub(super) const LAYERS_MAX: usize = 500;
 
 /// An image whose manifest and configuration are well formed and agree.
 #[derive(Clone, Debug)]
@@ -265,7 +265,7 @@ impl Manifest {
 }
 
 /// Reads an image index, or Docker's manifest list.
-pub(super) fn parse_index(json: &[u8]) -> Result<ImageIndex> {
+pub(crate) fn parse_index(json: &[u8]) -> Result<ImageIndex> {
     bounded("index", json)?;
     let digest = Digest::of(json);
     Shape::of("index", digest, json)?.require(&format!("index {digest}"), Media::Index)?;

@@ -30,7 +30,7 @@ const DOCUMENTS_MAX: usize = 256;
 const ENTRIES_MAX: usize = 10_000;
 
 /// How many names or platforms a message lists.
-const LISTED_MAX: usize = 16;
+pub(super) const LISTED_MAX: usize = 16;
 
 /// Which image of a layout is meant.
 ///
@@ -39,14 +39,15 @@ const LISTED_MAX: usize = 16;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ImageSelector {
     /// The name (annotation `org.opencontainers.image.ref.name`, or containerd's
-    /// `io.containerd.image.name`), or the digest of a manifest or index at the top of the layout.
+    /// `io.containerd.image.name`), or the digest of a manifest or index at the top of the layout. In
+    /// Docker's archives, a tag, or the image's id.
     pub name: Option<String>,
     /// The platform, where it is not this machine's.
     pub platform: Option<Platform>,
 }
 
 /// The names that a descriptor gives what it describes, the fullest first.
-pub(super) fn names_of(descriptor: &Descriptor) -> impl Iterator<Item = &str> {
+pub(crate) fn names_of(descriptor: &Descriptor) -> impl Iterator<Item = &str> {
     let annotations = descriptor.annotations().as_ref();
     [ANNOTATION_CONTAINERD_NAME, ANNOTATION_REF_NAME]
         .into_iter()
@@ -115,7 +116,7 @@ fn listed(all: &[Descriptor]) -> String {
     }
 }
 
-fn join(words: impl IntoIterator<Item = String>) -> String {
+pub(super) fn join(words: impl IntoIterator<Item = String>) -> String {
     words.into_iter().collect::<Vec<_>>().join(", ")
 }
 

@@ -72,62 +72,99 @@ impl TarIndex {
     /// [`ErrorKind::Unsupported`] if a part is not a regular file; [`ErrorKind::LimitExceeded`].
     pub(super) fn new(file: Arc<File>, path: &Path) -> Result<Self> {
         let bad = |message: String| Error::new(ErrorKind::InvalidImage, message).with_path(path);
-        let failed = |e: io::Error| match e.downcast::<Error>() {
-            Ok(e) => e.with_path(path),
-            Err(e) if e.raw_os_error().is_some() => Error::io("read", path, e),
-            // The codec's message quotes what it found there, which may be any file's contents.
-            Err(_) => bad("not a tar file, or a damaged one:".to_owned()),
-        };
-        let end = file.metadata().map_err(|e| Error::io("stat", path, e))?.len();
-        let budget = Cell::new(HEADER_MAX);
-        let mut archive = tar::Archive::new(Headers { file: &file, at: 0, budget: &budget });
         let mut parts = BTreeMap::new();
-        let entries = archive.entries_with_seek().map_err(failed)?;
-        for (n, entry) in entries.enumerate() {
-            let entry = entry.map_err(failed)?;
-            budget.set(HEADER_MAX);
-            if n >= ENTRIES_MAX {
-                return Err(Error::new(
-                    ErrorKind::LimitExceeded,
-                    format!("more than {ENTRIES_MAX} entries in the image"),
-                )
-                .with_path(path));
-            }
-            let (at, size) = (entry.raw_file_position(), entry.size());
-            if at.checked_add(size).is_none_or(|stop| stop > end) {
-                return Err(bad("the tar file is cut short".to_owned()));
-            }
-            let Some(part) = Part::named(&entry.path_bytes()) else {
-                continue;
+        scan(&file, path, &mut |member| {
+            let Some(part) = Part::named(&member.name) else {
+                return Ok(());
             };
-            let name = quoted(&String::from_utf8_lossy(&entry.path_bytes()));
-            let section = match entry.header().entry_type() {
-                EntryType::Regular | EntryType::Continuous => {
-                    Section::new(Arc::clone(&file), at, size)
-                }
-                EntryType::Link => entry
-                    .link_name_bytes()
-                    .and_then(|target| Part::named(&target))
+            let name = quoted(&String::from_utf8_lossy(&member.name));
+            let section = match member.content {
+                Content::File(section) => section,
+                Content::HardLink(target) => Part::named(&target)
                     .and_then(|target| parts.get(&target).cloned())
                     .ok_or_else(|| bad(format!("{name} is a hard link to nothing before it in")))?,
-                other => {
-                    return Err(Error::new(
-                        ErrorKind::Unsupported,
-                        format!("{name} is a tar entry of type {other:?}, not a regular file, in"),
-                    )
-                    .with_path(path));
-                }
+                Content::Symlink(_) => return Err(no_file(&name, EntryType::Symlink, path)),
+                Content::Other(kind) => return Err(no_file(&name, kind, path)),
             };
             if parts.insert(part, section).is_some() {
                 return Err(bad(format!("{name} comes twice in")));
             }
-        }
+            Ok(())
+        })?;
         Ok(TarIndex(parts))
     }
 
     pub(super) fn get(&self, part: Part) -> Option<&Section> {
         self.0.get(&part)
     }
+}
+
+/// The error for a member that ought to be a file.
+pub(super) fn no_file(name: &str, kind: EntryType, path: &Path) -> Error {
+    Error::new(
+        ErrorKind::Unsupported,
+        format!("{name} is a tar entry of type {kind:?}, not a regular file, in"),
+    )
+    .with_path(path)
+}
+
+/// A member of a tar file.
+pub(super) struct Member {
+    pub(super) name: Vec<u8>,
+    pub(super) content: Content,
+}
+
+/// What a member is; links with what they name.
+pub(super) enum Content {
+    File(Section),
+    HardLink(Vec<u8>),
+    Symlink(Vec<u8>),
+    Other(EntryType),
+}
+
+/// Reads all headers of the tar file `file`, and tells of each member; `path` is for messages.
+pub(super) fn scan(
+    file: &Arc<File>,
+    path: &Path,
+    each: &mut dyn FnMut(Member) -> Result<()>,
+) -> Result<()> {
+    let bad = |message: String| Error::new(ErrorKind::InvalidImage, message).with_path(path);
+    let failed = |e: io::Error| match e.downcast::<Error>() {
+        Ok(e) => e.with_path(path),
+        Err(e) if e.raw_os_error().is_some() => Error::io("read", path, e),
+        // The codec's message quotes what it found there, which may be any file's contents.
+        Err(_) => bad("not a tar file, or a damaged one:".to_owned()),
+    };
+    let end = file.metadata().map_err(|e| Error::io("stat", path, e))?.len();
+    let budget = Cell::new(HEADER_MAX);
+    let mut archive = tar::Archive::new(Headers { file, at: 0, budget: &budget });
+    let entries = archive.entries_with_seek().map_err(failed)?;
+    for (n, entry) in entries.enumerate() {
+        let entry = entry.map_err(failed)?;
+        budget.set(HEADER_MAX);
+        if n >= ENTRIES_MAX {
+            return Err(Error::new(
+                ErrorKind::LimitExceeded,
+                format!("more than {ENTRIES_MAX} entries in the image"),
+            )
+            .with_path(path));
+        }
+        let (at, size) = (entry.raw_file_position(), entry.size());
+        if at.checked_add(size).is_none_or(|stop| stop > end) {
+            return Err(bad("the tar file is cut short".to_owned()));
+        }
+        let target = || entry.link_name_bytes().unwrap_or_default().into_owned();
+        let content = match entry.header().entry_type() {
+            EntryType::Regular | EntryType::Continuous => {
+                Content::File(Section::new(Arc::clone(file), at, size))
+            }
+            EntryType::Link => Content::HardLink(target()),
+            EntryType::Symlink => Content::Symlink(target()),
+            other => Content::Other(other),
+        };
+        each(Member { name: entry.path_bytes().into_owned(), content })?;
+    }
+    Ok(())
 }
 
 /// The tar file as the codec reads it: headers only, no more than the budget between two entries.

@@ -73,13 +73,15 @@ pub(crate) enum Command {
   stratafs --json info | jq .driver.features")]
     Info,
 
-    /// Bring an OCI image into the store
+    /// Bring an image into the store
     ///
-    /// Every digest is verified before anything is visible. Layers that the store has already are
-    /// not unpacked again.
+    /// OCI layouts are read, and the archives of `docker save`. Every digest is verified before anything
+    /// is visible. Layers that the store has already are not unpacked again. An archive of a Docker
+    /// before version 25 has no manifest: one is made up, with another digest than the registry's.
     #[command(after_help = "Examples:
   skopeo copy docker://docker.io/library/alpine:3 oci-archive:alpine.tar
   stratafs import alpine.tar --name alpine
+  docker save alpine:3 | stratafs import - --name alpine
   stratafs import layout-dir --ref 3.20 --platform linux/arm64
   stratafs import - --name alpine < alpine.tar.gz")]
     Import(Import),
@@ -245,13 +247,13 @@ pub(crate) struct Key {
 
 #[derive(Debug, Args)]
 pub(crate) struct Import {
-    /// An OCI layout: a directory, a tar file, or - for standard input with a tar, which may be
-    /// compressed
+    /// An OCI layout or an archive of `docker save`: a directory, a tar file, or - for standard input
+    /// with a tar, which may be compressed
     pub(crate) image: PathBuf,
     /// What to call it in the store. Default: the name in the layout, else the file's
     #[arg(long)]
     pub(crate) name: Option<String>,
-    /// Which image of the layout is meant, by name or digest, if there are several
+    /// Which image is meant, by name, tag or digest, if there are several
     #[arg(long = "ref", value_name = "NAME")]
     pub(crate) reference: Option<String>,
     /// Which platform's, as linux/arm64/v8. Default: this machine's
