@@ -10,13 +10,13 @@ pub(crate) mod entry;
 mod export;
 mod output;
 
-pub(crate) use apply::apply;
 #[cfg(fuzzing)]
 pub(crate) use apply::model::check as check_against_model;
 pub use apply::{
     Applied, ApplyLimits, ApplyOptions, Devices, LayerTarget, Ownership, UnionXattrs, XattrPolicy,
     apply_layer,
 };
+pub(crate) use apply::{Below, apply};
 #[doc(hidden)]
 pub use entry::{ListedEntry, list_archive};
 pub use export::{ExportOptions, Exported, SecurityLabels, diff_trees, export_diff};

@@ -1,20 +1,20 @@
 //! From a layout into a store.
 //!
 //! Layers become committed snapshots named by their chain ids, so that images share what they have in
-//! common; what is there already is not read again. Each blob is verified, by size and digest, and each
-//! layer by the digest of its uncompressed archive, before it is committed. A failure removes the
-//! layers that this import brought.
+//! common; what is there already is not read again. The others are unpacked side by side ([`overlap`]).
+//! Each blob is verified, by size and digest, and each layer by the digest of its uncompressed archive,
+//! before it is committed. A failure removes the layers that this import brought.
 
-use std::io::Read;
+use std::num::NonZeroUsize;
 
-use super::blob::Verified;
 use super::layout::{Chosen, ImageLayout};
 use super::manifest::ImageLayer;
+use super::overlap::{self, Layer, bring_all};
 use super::select::ImageSelector;
-use crate::archive::ApplyOptions;
+use crate::archive::{ApplyOptions, Below};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::ProgressFn;
-use crate::store::{ImageRecord, Kind, Labels, Store, check_key};
+use crate::store::{Expected, ImageRecord, Kind, Labels, Store, check_key};
 
 /// How an image is imported.
 #[derive(Clone, Debug, Default)]
@@ -24,6 +24,10 @@ pub struct ImportOptions {
     pub select: ImageSelector,
     /// How layers are unpacked, with their bounds.
     pub apply: ApplyOptions,
+    /// How many layers are unpacked at the same time. The default, none, is as many as this process may
+    /// run threads at once, and at most 8. Each takes some megabytes of memory, for zstd up to 128 MiB
+    /// more, and up to 64 descriptors.
+    pub threads: Option<NonZeroUsize>,
 }
 
 impl ImportOptions {
@@ -34,6 +38,8 @@ impl ImportOptions {
 }
 
 /// Puts an image of `layout` into `store`, under `name`; an image of that name is replaced.
+///
+/// Progress is of all layers together, in bytes as they are stored.
 ///
 /// # Errors
 /// - [`ErrorKind::InvalidImage`], [`ErrorKind::InvalidArchive`], [`ErrorKind::DigestMismatch`],
@@ -69,6 +75,7 @@ pub fn import_image(
     done.map_err(|e| e.context(format!("import of image {name:?} failed")))
 }
 
+/// The names of all layers, once they are there.
 fn layers(
     store: &Store,
     chosen: &Chosen<'_>,
@@ -76,59 +83,99 @@ fn layers(
     brought: &mut Vec<String>,
     progress: &mut ProgressFn<'_>,
 ) -> Result<Vec<String>> {
-    let mut names: Vec<String> = Vec::new();
+    let mut all: Vec<Bringing<'_>> = Vec::new();
     for layer in chosen.image.layers() {
+        let parent = all.last().map(|below| below.name.clone());
         let name = layer.chain_id().to_string();
-        let parent = names.last().cloned();
-        if !is_there(store, layer, &name, parent.as_deref())? {
-            match bring(store, chosen, layer, &name, parent.as_deref(), options, progress) {
-                Ok(()) => brought.push(name.clone()),
-                // Another import was faster.
-                Err(e) if e.kind() == ErrorKind::AlreadyExists => {
-                    is_there(store, layer, &name, parent.as_deref())?;
-                }
-                Err(e) => return Err(e.context(format!("layer {} failed", layer.digest()))),
-            }
+        all.push(Bringing { store, chosen, layer, name, parent, options });
+    }
+    // A layer has all below it: those that are missing are the upper ones.
+    let mut there = 0;
+    for layer in &all {
+        if !layer.is_there()? {
+            break;
         }
-        names.push(name);
+        there += 1;
     }
-    Ok(names)
+    let (present, missing) = all.split_at(there);
+    let parent = Below::default();
+    match present.last() {
+        Some(layer) => layer.tell(&parent)?,
+        None => parent.are(Vec::new()),
+    }
+    let threads = options.threads.unwrap_or_else(overlap::default_threads);
+    let (new, done) = bring_all(missing, &parent, threads, progress);
+    brought.extend(new.iter().filter_map(|n| missing.get(*n)).map(|layer| layer.name.clone()));
+    done?;
+    Ok(all.into_iter().map(|layer| layer.name).collect())
 }
 
-/// Whether the store has the layer. A snapshot of that name that is something else is an error.
-fn is_there(store: &Store, layer: &ImageLayer, name: &str, parent: Option<&str>) -> Result<bool> {
-    let info = match store.stat(name) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
-        info => info?,
-    };
-    if info.kind == Kind::Committed
-        && info.diff_id == Some(layer.diff_id())
-        && info.parent.as_deref() == parent
-    {
-        return Ok(true);
-    }
-    Err(Error::new(
-        ErrorKind::AlreadyExists,
-        format!(
-            "the snapshot {name:?} has the name of a layer of the image, but not its contents: \
-             remove or rename it"
-        ),
-    ))
+/// A layer of the image that is imported.
+struct Bringing<'a> {
+    store: &'a Store,
+    chosen: &'a Chosen<'a>,
+    layer: &'a ImageLayer,
+    name: String,
+    parent: Option<String>,
+    options: &'a ImportOptions,
 }
 
-fn bring(
-    store: &Store,
-    chosen: &Chosen<'_>,
-    layer: &ImageLayer,
-    name: &str,
-    parent: Option<&str>,
-    options: &ImportOptions,
-    progress: &mut ProgressFn<'_>,
-) -> Result<()> {
-    let mut blob = Verified::new(chosen.layer(layer.blob())?, layer.blob());
-    let reader: &mut dyn Read = &mut blob;
-    let labels = Labels::from([(Store::IMAGE_LAYER_LABEL.to_owned(), "true".to_owned())]);
-    let expected = Some(layer.diff_id());
-    store.apply_expecting(name, parent, reader, &options.apply, labels, expected, progress)?;
-    Ok(())
+impl Bringing<'_> {
+    /// Whether the store has the layer. A snapshot of that name that is something else is an error.
+    fn is_there(&self) -> Result<bool> {
+        let info = match self.store.stat(&self.name) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
+            info => info?,
+        };
+        if info.kind == Kind::Committed
+            && info.diff_id == Some(self.layer.diff_id())
+            && info.parent == self.parent
+        {
+            return Ok(true);
+        }
+        Err(Error::new(
+            ErrorKind::AlreadyExists,
+            format!(
+                "the snapshot {:?} has the name of a layer of the image, but not its contents: \
+                 remove or rename it",
+                self.name
+            ),
+        ))
+    }
+
+    fn unpack(&self, below: &Below, progress: &mut ProgressFn<'_>) -> Result<()> {
+        let mut blob = self.chosen.layer(self.layer.blob())?;
+        let labels = Labels::from([(Store::IMAGE_LAYER_LABEL.to_owned(), "true".to_owned())]);
+        let expected = Expected {
+            blob: self.layer.digest(),
+            diff_id: self.layer.diff_id(),
+            below: below.clone(),
+        };
+        let (name, parent) = (&self.name, self.parent.as_deref());
+        let how = &self.options.apply;
+        let expected = Some(&expected);
+        self.store
+            .apply_expecting(name, parent, &mut blob, how, labels, expected, progress)
+            .map(drop)
+    }
+}
+
+impl Layer for Bringing<'_> {
+    fn size(&self) -> u64 {
+        self.layer.size()
+    }
+
+    fn bring(&self, below: &Below, progress: &mut ProgressFn<'_>) -> Result<bool> {
+        match self.unpack(below, progress) {
+            Ok(()) => Ok(true),
+            // Another import was faster.
+            Err(e) if e.kind() == ErrorKind::AlreadyExists && self.is_there()? => Ok(false),
+            Err(e) => Err(e.context(format!("layer {} failed", self.layer.digest()))),
+        }
+    }
+
+    fn tell(&self, above: &Below) -> Result<()> {
+        above.are(self.store.layer_paths(&self.name)?);
+        Ok(())
+    }
 }

@@ -20,6 +20,7 @@ mod layout;
 mod manifest;
 mod media;
 mod members;
+mod overlap;
 mod platform;
 mod quote;
 mod save;

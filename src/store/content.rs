@@ -1,20 +1,48 @@
 //! What is in a snapshot: the union it shows, from which layer, and how it differs from its parent.
 
 use std::io::{Read, Write};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::Store;
 use super::metadata::Row;
 use super::prepare::{Filled, Making};
 use super::snapshot::{Kind, Labels};
-use crate::archive::{self, Applied, ApplyOptions, ExportOptions, Exported, LayerTarget};
+use crate::archive::{self, Applied, ApplyOptions, Below, ExportOptions, Exported, LayerTarget};
 use crate::changes::{self, Change};
-use crate::digest::DiffId;
+use crate::digest::{DiffId, Digest};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::stack::{Branch, LayerStack};
 use crate::path::RelPath;
 use crate::progress::ProgressFn;
 use crate::sys::lock::Sharing;
+
+/// What an image promises of a layer that is being unpacked.
+#[derive(Debug)]
+pub(crate) struct Expected {
+    /// The digest of the archive as it is read.
+    pub(crate) blob: Digest,
+    /// That of the uncompressed archive.
+    pub(crate) diff_id: DiffId,
+    /// The layers below, which come to be meanwhile.
+    pub(crate) below: Below,
+}
+
+impl Expected {
+    fn check(&self, applied: &Applied) -> Result<()> {
+        let mismatch = |message: String| Err(Error::new(ErrorKind::DigestMismatch, message));
+        if applied.blob != self.blob {
+            return mismatch(format!("blob {} has the digest {}", self.blob, applied.blob));
+        }
+        if applied.diff_id != self.diff_id {
+            return mismatch(format!(
+                "the layer's archive has the digest {}, and {} was promised",
+                applied.diff_id, self.diff_id
+            ));
+        }
+        Ok(())
+    }
+}
 
 impl Store {
     /// The snapshot that `path` comes from, as a mount of `key` shows it: the topmost layer that has
@@ -162,7 +190,8 @@ impl Store {
         self.apply_expecting(name, parent, input, options, labels, None, progress)
     }
 
-    /// As [`Store::apply`], of an archive that must have the given digest.
+    /// As [`Store::apply`], of an archive that must be as expected. With an expectation the parent need
+    /// not be there yet: it is waited for.
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn apply_expecting(
         &self,
@@ -171,43 +200,44 @@ impl Store {
         input: &mut dyn Read,
         options: &ApplyOptions,
         labels: Labels,
-        expected: Option<DiffId>,
+        expected: Option<&Expected>,
         progress: &mut ProgressFn<'_>,
     ) -> Result<Applied> {
-        let making = Making { key: name, kind: Kind::Committed, parent, labels: &labels };
+        let below = expected.map(|expected| &expected.below);
+        let making = Making { key: name, kind: Kind::Committed, parent, labels: &labels, below };
         // A directory that the archive has no entry for is not to lose its owner and mode.
         let mut options = options.clone();
-        if let Some(parent) = parent {
-            let chain = self.metadata.read(|tx| match tx.find(parent)? {
-                Some(row) => tx.chain(row.id),
-                // Which `make` answers.
-                None => Ok(Vec::new()),
-            })?;
-            options.parents.extend(chain.iter().map(|row| self.layout.snapshot_path(row.id, "fs")));
+        match (below, parent) {
+            (Some(below), _) => options.below = Some(below.clone()),
+            (None, Some(parent)) => options.parents.extend(self.layer_paths(parent)?),
+            (None, None) => {}
         }
         let mut result = None;
         self.make(&making, |layer| {
             let target = LayerTarget::Layer(self.layout.format);
             let applied = archive::apply(input, layer, target, &options, progress)?;
-            if let Some(expected) = expected
-                && applied.diff_id != expected
-            {
-                return Err(Error::new(
-                    ErrorKind::DigestMismatch,
-                    format!(
-                        "the layer's archive has the digest {}, and {expected} was promised",
-                        applied.diff_id
-                    ),
-                ));
+            if let Some(expected) = expected {
+                expected.check(&applied)?;
             }
             let filled = Filled {
                 settled: Some((applied.usage, applied.has_marks)),
                 diff_id: Some(applied.diff_id),
+                describes_root: applied.describes_root,
             };
             result = Some(applied);
             Ok(filled)
         })?;
         result.ok_or_else(|| Error::new(ErrorKind::Corrupt, "the layer was not unpacked"))
+    }
+
+    /// The directories of a snapshot's layer and of those below it, topmost first; none if there is no
+    /// such snapshot.
+    pub(crate) fn layer_paths(&self, key: &str) -> Result<Vec<PathBuf>> {
+        let chain = self.metadata.read(|tx| match tx.find(key)? {
+            Some(row) => tx.chain(row.id),
+            None => Ok(Vec::new()),
+        })?;
+        Ok(chain.iter().map(|row| self.layout.snapshot_path(row.id, "fs")).collect())
     }
 
     /// Fails if the layer refers to layers below it, so that it cannot be understood by itself.

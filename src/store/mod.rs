@@ -45,6 +45,7 @@ use crate::layer::LayerFormat;
 use crate::sys::fs_features;
 
 pub use check::{CheckReport, Problem};
+pub(crate) use content::Expected;
 pub use durability::{Durability, DurablePoint, DurablePointHook};
 pub(crate) use filter::Fields;
 pub use filter::Filter;

@@ -1,9 +1,10 @@
 //! New snapshots: prepare and view.
 
-use super::metadata::NewSnapshot;
+use super::metadata::{NewSnapshot, Row};
 use super::snapshot::{Info, Kind, Labels, check_key};
 use super::staging::Staged;
 use super::{Store, layout, wrong_kind};
+use crate::archive::Below;
 use crate::digest::DiffId;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::{Usage, marks};
@@ -17,6 +18,8 @@ pub(super) struct Making<'a> {
     pub(super) kind: Kind,
     pub(super) parent: Option<&'a str>,
     pub(super) labels: &'a Labels,
+    /// Where the parent comes to be only while the layer is being filled.
+    pub(super) below: Option<&'a Below>,
 }
 
 /// What filling a new layer found out.
@@ -24,6 +27,8 @@ pub(super) struct Making<'a> {
 pub(super) struct Filled {
     pub(super) settled: Option<(Usage, bool)>,
     pub(super) diff_id: Option<DiffId>,
+    /// Whether the layer's root has attributes of its own, not its parent's.
+    pub(super) describes_root: bool,
 }
 
 impl Store {
@@ -36,7 +41,7 @@ impl Store {
     /// - [`ErrorKind::NotFound`]: there is no such parent.
     /// - [`ErrorKind::InvalidArgument`]: the parent is not committed, or the key cannot be one.
     pub fn prepare(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Info> {
-        let making = Making { key, kind: Kind::Active, parent, labels: &labels };
+        let making = Making { key, kind: Kind::Active, parent, labels: &labels, below: None };
         self.make(&making, |_| Ok(Filled::default())).map(|(info, _)| info)
     }
 
@@ -45,7 +50,7 @@ impl Store {
     /// # Errors
     /// As [`Store::prepare`].
     pub fn view(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Info> {
-        let making = Making { key, kind: Kind::View, parent, labels: &labels };
+        let making = Making { key, kind: Kind::View, parent, labels: &labels, below: None };
         let settled = Some((Usage::default(), false));
         self.make(&making, |_| Ok(Filled { settled, ..Filled::default() })).map(|(info, _)| info)
     }
@@ -57,32 +62,25 @@ impl Store {
         fill: impl FnOnce(&Dir) -> Result<Filled>,
     ) -> Result<(Info, Filled)> {
         check_key(making.key)?;
-        // Looked at now to fail early, and again when the row is written.
-        let parent = self.metadata.read(|tx| {
-            tx.free_key(making.key)?;
-            making.parent.map(|parent| committed_parent(tx, parent)).transpose()
-        })?;
-        let _parent_hold = match &parent {
-            Some(parent) => self.try_hold(parent.id, Sharing::Shared)?,
-            None => None,
+        let look = || {
+            self.metadata.read(|tx| {
+                tx.free_key(making.key)?;
+                making.parent.map(|parent| committed_parent(tx, parent)).transpose()
+            })
         };
-        let id = self.lazily(|tx| tx.new_id(making.kind.as_str()))?;
-        let made = self.make_with_id(id, making, parent.map(|p| p.id), fill);
-        if made.is_err()
-            && let Err(e) = self.lazily(|tx| tx.end_intent(id))
-        {
-            tracing::warn!(id, error = %e, "intent left for gc");
+        let hold = |parent: &Option<Row>| match parent {
+            Some(parent) => self.try_hold(parent.id, Sharing::Shared),
+            None => Ok(None),
+        };
+        // Looked at now to fail early, and again when the row is written.
+        let (mut parent, mut _hold) = (None, None);
+        match making.below {
+            None => {
+                parent = look()?;
+                _hold = hold(&parent)?;
+            }
+            Some(_) => self.metadata.read(|tx| tx.free_key(making.key))?,
         }
-        made
-    }
-
-    fn make_with_id(
-        &self,
-        id: i64,
-        making: &Making<'_>,
-        parent: Option<i64>,
-        fill: impl FnOnce(&Dir) -> Result<Filled>,
-    ) -> Result<(Info, Filled)> {
         let staged = Staged::new(&self.layout)?;
         let make_dir = |text: &str, mode: u32| -> Result<Dir> {
             let name = layout::name(text)?;
@@ -96,10 +94,39 @@ impl Store {
         if making.kind == Kind::Active {
             make_dir("work", 0o700)?;
         }
-        if let Some(parent) = parent {
-            copy_root_attributes(&self.layout.layer_dir(parent)?, &layer)?;
+        let mut filled = fill(&layer)?;
+        if let Some(below) = making.below {
+            below.wait()?;
+            parent = look()?;
+            _hold = hold(&parent)?;
         }
-        let filled = fill(&layer)?;
+        if let Some(parent) = parent
+            && !filled.describes_root
+        {
+            let grown = copy_root_attributes(&self.layout.layer_dir(parent.id)?, &layer)?;
+            if let (Kind::Committed, Some((usage, _))) = (making.kind, &mut filled.settled) {
+                usage.bytes = usage.bytes.saturating_add(grown);
+            }
+        }
+        // After the parent's, which must be the smaller one.
+        let id = self.lazily(|tx| tx.new_id(making.kind.as_str()))?;
+        let made = self.publish(id, making, staged, layer, &filled);
+        if made.is_err()
+            && let Err(e) = self.lazily(|tx| tx.end_intent(id))
+        {
+            tracing::warn!(id, error = %e, "intent left for gc");
+        }
+        Ok((made?, filled))
+    }
+
+    fn publish(
+        &self,
+        id: i64,
+        making: &Making<'_>,
+        staged: Staged<'_>,
+        layer: Dir,
+        filled: &Filled,
+    ) -> Result<Info> {
         let published = staged.publish(id)?;
         self.waits.sync_files(&layer)?;
         drop(layer);
@@ -121,7 +148,7 @@ impl Store {
         if written.is_ok() || self.metadata.is_poisoned() {
             published.keep();
         }
-        Ok((written?, filled))
+        written
     }
 }
 
@@ -137,9 +164,10 @@ pub(super) fn committed_parent(tx: &super::Tx<'_>, parent: &str) -> Result<super
     Ok(row)
 }
 
-/// A union shows the attributes of its topmost root: a new layer starts with its parent's.
-fn copy_root_attributes(from: &Dir, to: &Dir) -> Result<()> {
-    let copy = || -> std::io::Result<()> {
+/// A union shows the attributes of its topmost root: a new layer has its parent's. Gives the number of
+/// bytes that the directory grew by on disk.
+fn copy_root_attributes(from: &Dir, to: &Dir) -> Result<u64> {
+    let copy = || -> std::io::Result<u64> {
         let stat = from.stat()?;
         let own = to.stat()?;
         if (stat.uid, stat.gid) != (own.uid, own.gid) {
@@ -156,7 +184,8 @@ fn copy_root_attributes(from: &Dir, to: &Dir) -> Result<()> {
         }
         // After the xattrs, which an ordinary user may not set on what he may not write to.
         dir::fchmod(to, stat.mode)?;
-        dir::set_times(to, stat.atime, stat.mtime)
+        dir::set_times(to, stat.atime, stat.mtime)?;
+        Ok(to.stat()?.blocks.saturating_sub(own.blocks).saturating_mul(512))
     };
     copy().at("copy the attributes of", "the parent's root directory")
 }

@@ -21,7 +21,7 @@ use crate::sys::stat::{Stat, fstat};
 use crate::sys::xattr::{self, Of};
 
 const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
-const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
+pub(super) const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
 const SELINUX: &[u8] = b"security.selinux";
 
 impl Unpack<'_> {
@@ -126,31 +126,10 @@ impl Unpack<'_> {
 
     /// Sets one xattr, or leaves it out and counts it, by the policy.
     fn set_xattr(&mut self, of: Of<'_>, key: &[u8], value: &[u8], path: &Path) -> Result<()> {
-        let wanted = match self.options.xattrs {
-            XattrPolicy::Exact => true,
-            XattrPolicy::Skip => false,
-            XattrPolicy::Lenient => {
-                is_acl(key)
-                    || key.starts_with(b"user.")
-                    || (key.starts_with(b"security.") && key != SELINUX)
-            }
-        };
-        if !wanted {
+        if !set_by_policy(self.options.xattrs, of, key, value, path)? {
             self.counts.skipped_xattrs += 1;
-            return Ok(());
         }
-        let set = xattr::set(of, key, value).at("set xattr of", path);
-        match set {
-            Err(e) if self.options.xattrs == XattrPolicy::Lenient && may_be_left_out(key, &e) => {
-                self.counts.skipped_xattrs += 1;
-                Ok(())
-            }
-            Err(e) => {
-                let key = String::from_utf8_lossy(key);
-                Err(e.context(format!("xattr {key:?} is not restored")))
-            }
-            Ok(()) => Ok(()),
-        }
+        Ok(())
     }
 
     /// Sets the entry's access control lists, in whichever form they came, and takes away those that
@@ -218,25 +197,42 @@ impl Unpack<'_> {
         Ok(())
     }
 
-    /// Copies the xattrs of a directory in a layer below to one that stands for it here.
-    pub(super) fn copy_xattrs(&mut self, from: &Dir, to: &Dir, path: &Path) -> Result<()> {
-        let keys = xattr::list(Of::dir(from)).at("list xattrs of parent", path)?;
-        for key in keys.iter().filter(|key| !marks::is_union_xattr(key)) {
-            let value = xattr::get(Of::dir(from), key).at("read xattr of parent", path)?;
-            if let Some(value) = value {
-                self.set_xattr(Of::dir(to), key, &value, path)?;
-                self.inherits_acls |= key == ACL_DEFAULT;
-            }
-        }
-        Ok(())
-    }
-
     /// Looks whether what is made in the root will inherit access control lists.
     pub(super) fn find_inherited_acls(&mut self) -> Result<()> {
         let dir = self.target.dir();
         let found = xattr::get(Of::dir(&dir), ACL_DEFAULT);
         self.inherits_acls = found.at("read access control list of", "")?.is_some();
         Ok(())
+    }
+}
+
+/// Sets one xattr, or leaves it out by the policy; whether it is set.
+pub(super) fn set_by_policy(
+    policy: XattrPolicy,
+    of: Of<'_>,
+    key: &[u8],
+    value: &[u8],
+    path: &Path,
+) -> Result<bool> {
+    let wanted = match policy {
+        XattrPolicy::Exact => true,
+        XattrPolicy::Skip => false,
+        XattrPolicy::Lenient => {
+            is_acl(key)
+                || key.starts_with(b"user.")
+                || (key.starts_with(b"security.") && key != SELINUX)
+        }
+    };
+    if !wanted {
+        return Ok(false);
+    }
+    match xattr::set(of, key, value).at("set xattr of", path) {
+        Err(e) if policy == XattrPolicy::Lenient && may_be_left_out(key, &e) => Ok(false),
+        Err(e) => {
+            let key = String::from_utf8_lossy(key);
+            Err(e.context(format!("xattr {key:?} is not restored")))
+        }
+        Ok(()) => Ok(true),
     }
 }
 

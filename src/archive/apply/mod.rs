@@ -3,7 +3,8 @@
 //! Input is read once, from first byte to last: digested as it came, uncompressed, digested again
 //! and cut into entries, each of which is made before the next is begun, by up to three threads
 //! ([`pipeline`]). Memory does not grow with the archive, but for what whiteouts need: of a plain tree
-//! a few bytes for each name ([`placed`]), of a layer the directories that are opaque.
+//! a few bytes for each name ([`placed`]), of a layer the directories that are opaque; and within a
+//! bound for directories that have no entry ([`parents`]).
 //!
 //! Invariants:
 //! - Nothing outside of the root is made, changed, removed or looked at, whatever the archive says
@@ -24,6 +25,7 @@
 mod acl;
 mod attributes;
 mod options;
+mod parents;
 mod pipeline;
 mod place;
 mod placed;
@@ -57,6 +59,7 @@ use std::collections::HashSet;
 use std::io::{BufRead, Read};
 use std::path::Path;
 
+use self::parents::MadeUp;
 use self::pipeline::{Job, Outcome};
 use self::placed::Placed;
 use self::target::{Inode, Target};
@@ -70,6 +73,8 @@ use crate::path::{Name, RelPath};
 use crate::progress::{self, Phase, Progress, ProgressFn};
 use crate::sys::dir::Dir;
 use crate::sys::stat::Time;
+
+pub(crate) use self::parents::Below;
 
 pub use self::options::{
     Applied, ApplyLimits, ApplyOptions, Devices, LayerTarget, Ownership, UnionXattrs, XattrPolicy,
@@ -127,13 +132,16 @@ pub(crate) fn apply(
         Job::new(root, target, options).run(input, progress)?;
     let (diff_id, unpacked_bytes) = archive;
     let (blob, blob_bytes) = blob;
-    let usage = match unpacked.usage {
+    let mut usage = match unpacked.usage {
         Some(usage) => usage,
         None => {
             let walking = Progress::new(Phase::Walk);
             usage::count(root, &mut || progress::report(progress, walking))?
         }
     };
+    // Last of all, as it may wait for the layers below.
+    let settled = parents::settle(root, &unpacked.made_up, options)?;
+    usage.bytes = usage.bytes.saturating_add(settled.bytes);
     Ok(Applied {
         diff_id: DiffId::from(diff_id),
         blob,
@@ -142,8 +150,9 @@ pub(crate) fn apply(
         entries: unpacked.counts.entries,
         usage,
         has_marks: unpacked.has_marks,
+        describes_root: unpacked.describes_root,
         stripped_xattrs: unpacked.counts.stripped_xattrs,
-        skipped_xattrs: unpacked.counts.skipped_xattrs,
+        skipped_xattrs: unpacked.counts.skipped_xattrs + settled.skipped_xattrs,
         skipped_devices: unpacked.counts.skipped_devices,
     })
 }
@@ -155,6 +164,9 @@ struct Unpacked {
     has_marks: bool,
     /// What it takes on disk, unless a walk must tell.
     usage: Option<Usage>,
+    /// The directories that are still to have attributes from below.
+    made_up: MadeUp,
+    describes_root: bool,
 }
 
 /// One archive being unpacked.
@@ -167,6 +179,10 @@ struct Unpack<'a> {
     stash: Option<Name>,
     /// What this archive made; of a plain tree only.
     placed: Placed,
+    /// The directories that the archive has no entry for, or not yet.
+    made_up: MadeUp,
+    /// Whether it has an entry for the root.
+    describes_root: bool,
     /// The directories of this layer that are opaque.
     opaque: HashSet<Inode>,
     /// The directories of this layer that nothing but marks was put into.
@@ -207,7 +223,13 @@ impl<'a> Unpack<'a> {
         let mut unpack = Unpack::new(job.root, job.target, job.options, watch)?;
         unpack.run(archive)?;
         let has_marks = unpack.has_marks && unpack.format.is_some();
-        Ok(Unpacked { counts: unpack.counts, has_marks, usage: unpack.target.tally.usage() })
+        Ok(Unpacked {
+            counts: unpack.counts,
+            has_marks,
+            usage: unpack.target.tally.usage(),
+            made_up: unpack.made_up,
+            describes_root: unpack.describes_root,
+        })
     }
 
     fn new(
@@ -219,7 +241,7 @@ impl<'a> Unpack<'a> {
         let clone = root.try_clone().at("open directory to unpack into", "")?;
         // To fail early. There may be hundreds: they are not kept open.
         for parent in &options.parents {
-            open_parent(parent)?;
+            parents::open_parent(parent)?;
         }
         let format = match target {
             LayerTarget::Layer(format) => Some(format),
@@ -232,6 +254,8 @@ impl<'a> Unpack<'a> {
             target: Target::new(clone, empty).at("open directory to unpack into", "")?,
             stash: None,
             placed: Placed::default(),
+            made_up: MadeUp::default(),
+            describes_root: false,
             opaque: HashSet::new(),
             only_for_marks: HashSet::new(),
             has_marks: !empty,
@@ -297,11 +321,6 @@ impl<'a> Unpack<'a> {
         }
         Ok(())
     }
-}
-
-/// Opens one of [`ApplyOptions::parents`].
-fn open_parent(path: &Path) -> Result<Dir> {
-    Dir::open(path).at("open directory that parents take their attributes from", path)
 }
 
 /// What the name of an entry says about it.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::parents::Below;
 use crate::digest::{DiffId, Digest};
 use crate::layer::{LayerFormat, Usage};
 
@@ -118,6 +119,8 @@ pub struct ApplyOptions {
     /// Without one they are root's with mode 0755 and the time of the entry that needs them.
     /// Default: none.
     pub parents: Vec<PathBuf>,
+    /// More of them, which come to be while the archive is unpacked.
+    pub(crate) below: Option<Below>,
     /// Owners. Default: as recorded.
     pub ownership: Ownership,
     /// Devices. Default: made.
@@ -136,6 +139,7 @@ impl Default for ApplyOptions {
             union_xattrs: UnionXattrs::default(),
             xattrs: XattrPolicy::default(),
             parents: Vec::new(),
+            below: None,
             ownership: Ownership::default(),
             devices: Devices::default(),
             threads: 3,
@@ -173,6 +177,8 @@ pub struct Applied {
     /// Whether the layer has marks: false if surely none, true if some were written, though a later
     /// entry may have replaced them. Always false for a plain tree.
     pub has_marks: bool,
+    /// Whether the archive has an entry for the root directory.
+    pub describes_root: bool,
     /// How many xattrs of union file systems were stripped.
     pub stripped_xattrs: u64,
     /// How many other xattrs and access control lists were not set, by [`XattrPolicy`].

@@ -11,17 +11,16 @@ use std::io::{self, BufRead};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
+use super::parents::{self, MadeUp};
 use super::plnk::Stashed;
 use super::target::{Missing, Reached};
-use super::{Devices, Ownership, Unpack, open_parent, refuse, time};
+use super::{Devices, Ownership, Unpack, refuse, time};
 use crate::archive::entry::{Entry, EntryKind, Extent};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::marks::{self, DotWh};
 use crate::path::{Name, RelPath};
 use crate::sys::dir::{self, Dir, Node};
-use crate::sys::errno;
-use crate::sys::resolve::Resolver;
-use crate::sys::stat::{Stat, Time};
+use crate::sys::stat::Time;
 use crate::sys::xattr::Of;
 
 /// The mode of a missing parent directory.
@@ -40,6 +39,7 @@ impl Unpack<'_> {
             // The root: it is there, and gets its attributes.
             self.reach(&RelPath::ROOT, Missing::Stop, path)?;
             self.drop_old_xattrs()?;
+            self.describes_root = true;
             return self.directory_attributes(entry, None);
         };
         match &entry.kind {
@@ -217,6 +217,7 @@ impl Unpack<'_> {
         if made {
             self.note_made();
         } else {
+            self.made_up.forget(self.target.inode());
             self.drop_old_xattrs()?;
         }
         self.own_directory();
@@ -281,52 +282,43 @@ impl Unpack<'_> {
             // The one below was deleted: this is another.
             return self.default_attributes(time);
         }
-        match self.model()? {
-            Some((model, stat)) => self.copy_attributes(&model, &stat),
-            None => self.default_attributes(time),
-        }
+        self.default_attributes(time)?;
+        self.note_made_up()
     }
 
-    /// The directory of the current path in the first of the parents that has the path.
-    fn model(&self) -> Result<Option<(Dir, Stat)>> {
-        let mut path = RelPath::ROOT;
-        if !self.options.parents.is_empty() {
-            self.target.names().for_each(|name| path.push(name));
+    /// Notes that the current directory is to have the attributes that it has below.
+    fn note_made_up(&mut self) -> Result<()> {
+        if !self.options.has_parents() {
+            return Ok(());
         }
-        for parent in &self.options.parents {
-            match Resolver::available().open_dir(&open_parent(parent)?, &path) {
-                Ok(dir) => {
-                    let stat = dir.stat().at("read attributes of parent", &path)?;
-                    return Ok(Some((dir, stat)));
-                }
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                // Deleted there, or no directory: what lies below that is hidden.
-                Err(e) if e.kind() == io::ErrorKind::NotADirectory => return Ok(None),
-                // A link that leads nowhere: it is what this directory hides.
-                Err(e) if errno::is_loop(&e) => return Ok(None),
-                Err(e) => return Err(e).at("look for the attributes of parent", &path),
+        let names: Vec<Name> = self.target.names().cloned().collect();
+        let mut path = RelPath::ROOT;
+        names.iter().for_each(|name| path.push(name));
+        self.made_up.note(self.target.inode(), path);
+        if self.made_up.is_full() {
+            // With what is on the way here closed, so that nothing of it is set afterwards.
+            while !self.target.at_root() {
+                self.target.leave()?;
+            }
+            let settled = parents::settle(&self.target.dir(), &self.made_up, self.options)?;
+            self.counts.skipped_xattrs += settled.skipped_xattrs;
+            self.target.tally.grow(settled.bytes);
+            self.inherits_acls |= settled.has_default_acl;
+            self.made_up = MadeUp::default();
+            for name in &names {
+                self.target.enter(name)?;
             }
         }
-        Ok(None)
+        Ok(())
     }
 
     /// Gives the current directory the attributes of one that nobody described.
     pub(super) fn default_attributes(&mut self, time: Time) -> Result<()> {
+        self.made_up.forget(self.target.inode());
         let dir = self.target.dir();
         self.chown(&*dir, 0, 0).at("set owner of", self.target.path())?;
         dir::fchmod(&*dir, PARENT_MODE).at("set mode of", self.target.path())?;
         self.target.leave_with(time, time, None);
-        Ok(())
-    }
-
-    fn copy_attributes(&mut self, model: &Dir, stat: &Stat) -> Result<()> {
-        let dir = self.target.dir();
-        let path = self.target.path();
-        self.chown(&*dir, stat.uid, stat.gid).at("set owner of", &path)?;
-        self.copy_xattrs(model, &dir, &path)?;
-        dir::fchmod(&*dir, stat.mode | PRIVATE_DIR).at("set mode of", &path)?;
-        let later = (stat.mode & PRIVATE_DIR != PRIVATE_DIR).then_some(stat.mode);
-        self.target.leave_with(stat.atime, stat.mtime, later);
         Ok(())
     }
 

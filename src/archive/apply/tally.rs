@@ -43,6 +43,13 @@ impl Tally {
         }
     }
 
+    /// Counts what inodes that are counted took more.
+    pub(super) fn grow(&mut self, bytes: u64) {
+        if let Some(usage) = &mut self.0 {
+            usage.bytes = usage.bytes.saturating_add(bytes);
+        }
+    }
+
     /// Notes that something is removed.
     pub(super) fn give_up(&mut self) {
         self.0 = None;

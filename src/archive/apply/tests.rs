@@ -130,6 +130,46 @@ fn missing_parents_take_after_the_first_directory_that_has_them() {
 }
 
 #[test]
+fn more_missing_parents_than_are_noted_get_their_attributes_on_the_way() {
+    let below = scratch();
+    let mut lower = Archive::new();
+    for n in 0..200 {
+        lower.dir_mode(&format!("d{n}"), 0o711).dir_mode(&format!("d{n}/e"), 0o500);
+    }
+    unpack(&lower.finish(), below.path(), LayerTarget::Tree).unwrap();
+    let mut layer = Archive::new();
+    for n in 0..200 {
+        layer.file(&format!("d{n}/e/f"), b"").file(&format!("d{n}/new/g"), b"");
+    }
+    layer.dir_mode("d0", 0o700).dir_mode("d199", 0o700).file("d1/e/later", b"");
+    let layer = layer.finish();
+    let mut early = options();
+    early.parents = vec![below.path().to_owned()];
+    let mut late = options();
+    let promise = Below::default();
+    promise.are(vec![below.path().to_owned()]);
+    late.below = Some(promise);
+    let mut trees = Vec::new();
+    for options in [early, late] {
+        let tmp = scratch();
+        unpack_with(&layer, tmp.path(), &options).unwrap();
+        let modes = |name: &str| -> Vec<u32> {
+            (0..200).map(|n| mode(tmp.path().join(format!("d{n}/{name}")))).collect()
+        };
+        assert_eq!(modes("e"), [0o500; 200]);
+        assert_eq!(modes("new"), [0o755; 200]);
+        let own = modes("");
+        assert_eq!((own[0], &own[1..199], own[199]), (0o700, &[0o711; 198][..], 0o700));
+        for n in 0..200 {
+            let e = |root: &Path| fs::metadata(root.join(format!("d{n}/e"))).unwrap().mtime();
+            assert_eq!(e(tmp.path()), e(below.path()));
+        }
+        trees.push(tree(tmp.path(), None));
+    }
+    assert_eq!(trees[0], trees[1]);
+}
+
+#[test]
 fn the_last_entry_of_a_name_wins() {
     let kinds = ["x", "x/", "x -> y", "x = other"];
     for first in kinds {

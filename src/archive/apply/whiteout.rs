@@ -282,6 +282,7 @@ impl Unpack<'_> {
         }
         self.opaque.remove(&inode);
         self.only_for_marks.remove(&inode);
+        self.made_up.forget(inode);
     }
 
     /// Notes that the current directory was made in order to hold marks.
