@@ -179,3 +179,174 @@ impl Layer for Bringing<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::unix::fs::MetadataExt;
+    use std::path::Path;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::archive::Ownership;
+    use crate::compression::Compression;
+    use crate::image::LayoutWriter;
+    use crate::image::blob::Blob;
+    use crate::image::compose::compose_manifest;
+    use crate::layer::LayerFormat;
+    use crate::progress::ignore_progress;
+    use crate::store::StoreOptions;
+    use crate::sys::dir::Dir;
+    use crate::sys::xattr::{self, Of};
+
+    /// xorshift64.
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, n: u64) -> u64 {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            self.0 % n
+        }
+
+        fn path(&mut self) -> String {
+            let names: Vec<&str> = (0..=self.below(4))
+                .map(|_| ["a", "b", "c"][usize::try_from(self.below(3)).unwrap()])
+                .collect();
+            names.join("/")
+        }
+
+        /// Few entries over few names, marks before and behind what they are beside, most parents
+        /// without an entry of their own; each directory with attributes that tell it.
+        fn layer(&mut self, lowest: bool) -> Vec<u8> {
+            let mut tar = tar::Builder::new(Vec::new());
+            for n in 0..1 + self.below(9) {
+                let path = self.path();
+                let (parent, name) = path.rsplit_once('/').unwrap_or((".", &path));
+                let name = match self.below(10) {
+                    // Or the root has the time at which it was made.
+                    _ if n == 0 && lowest => "./".to_owned(),
+                    0..=3 => format!("{path}/"),
+                    4 => "./".to_owned(),
+                    5 | 6 => format!("{parent}/.wh.{name}"),
+                    7 => format!("{path}/.wh..wh..opq"),
+                    // Nothing is below a file.
+                    _ => format!("{path}/f"),
+                };
+                let mut header = tar::Header::new_ustar();
+                header.set_size(0);
+                header.set_mtime(self.below(1 << 30));
+                header.set_mode(0o644);
+                if name.ends_with('/') {
+                    header.set_entry_type(tar::EntryType::Directory);
+                    header.set_mode(u32::try_from(self.below(0o1000)).unwrap());
+                    let value = self.below(1 << 20).to_string();
+                    let key = ["SCHILY.xattr.user.x", "SCHILY.xattr.user.y"]
+                        [usize::try_from(self.below(2)).unwrap()];
+                    tar.append_pax_extensions([(key, value.as_bytes())]).unwrap();
+                }
+                tar.append_data(&mut header, name, &b""[..]).unwrap();
+            }
+            tar.into_inner().unwrap()
+        }
+    }
+
+    fn write_image(path: &Path, layers: &[Vec<u8>]) {
+        let mut writer = LayoutWriter::to_tar_file(path, path.parent().unwrap()).unwrap();
+        let mut blobs = Vec::new();
+        for bytes in layers {
+            let mut blob = writer.blob().unwrap();
+            blob.write_all(bytes).unwrap();
+            let (digest, size) = blob.finish().unwrap();
+            blobs.push((Blob { digest, size }, Compression::None));
+        }
+        let diff_ids: Vec<_> = blobs.iter().map(|(b, _)| b.digest.to_string()).collect();
+        let config = json!({
+            "architecture": "arm", "os": "linux",
+            "rootfs": { "type": "layers", "diff_ids": diff_ids },
+        });
+        let config = serde_json::to_vec(&config).unwrap();
+        let manifest = compose_manifest(Blob::of(&config), &blobs).unwrap();
+        writer.add_image(&manifest, &config, None).unwrap();
+        writer.finish(&mut ignore_progress).unwrap();
+    }
+
+    /// Everything about a tree, its root included.
+    fn describe(dir: &Path, into: &mut Vec<String>) {
+        let meta = std::fs::symlink_metadata(dir).unwrap();
+        let mut xattrs = Vec::new();
+        if meta.is_dir() {
+            let open = Dir::open(dir).unwrap();
+            let mut keys = xattr::list(Of::dir(&open)).unwrap();
+            keys.sort();
+            for key in keys {
+                xattrs.push((key.clone(), xattr::get(Of::dir(&open), &key).unwrap()));
+            }
+        }
+        // Whiteouts have no time of their own.
+        let mtime = (meta.is_dir() || meta.is_file()).then(|| (meta.mtime(), meta.mtime_nsec()));
+        into.push(format!(
+            "{dir:?} {:o} {}:{} {:x} {mtime:?} {xattrs:?}",
+            meta.mode(),
+            meta.uid(),
+            meta.gid(),
+            meta.rdev(),
+        ));
+        if meta.is_dir() {
+            let mut names: Vec<_> =
+                std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
+            names.sort();
+            names.iter().for_each(|path| describe(path, into));
+        }
+    }
+
+    /// All layers of the image in a new store: trees, usage, names.
+    fn imported(image: &Path, threads: usize) -> Vec<String> {
+        let tmp = tempfile::tempdir().unwrap();
+        let mut options = StoreOptions::new();
+        options.format = Some(LayerFormat::OverlayUser);
+        options.durability = crate::store::Durability::None;
+        let store = Store::open(tmp.path(), options).unwrap();
+        let mut options = ImportOptions::new();
+        options.apply.ownership = Ownership::Ignore;
+        options.threads = NonZeroUsize::new(threads);
+        let layout = ImageLayout::open(image).unwrap();
+        let image = import_image(&store, &layout, "image", &options, &mut ignore_progress).unwrap();
+        let mut lines = Vec::new();
+        for name in &image.layers {
+            let info = store.stat(name).unwrap();
+            lines.push(format!("{name} on {:?}: {:?}", info.parent, info.usage));
+            describe(&store.layer_paths(name).unwrap()[0], &mut lines);
+        }
+        assert!(store.check(&mut ignore_progress).unwrap().problems.is_empty());
+        let root = tmp.path().to_str().unwrap();
+        lines.iter().map(|line| line.replace(root, "")).collect()
+    }
+
+    #[test]
+    fn side_by_side_gives_what_one_after_the_other_gives() {
+        let cases: u64 = if std::env::var_os("STRATAFS_FULL").is_some() { 1500 } else { 25 };
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("image.tar");
+        let mut taken_from_below = 0;
+        for case in 1..=cases {
+            let mut random = Random(case.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            let layers: Vec<_> = (0..2 + random.below(4)).map(|n| random.layer(n == 0)).collect();
+            write_image(&path, &layers);
+            let one = imported(&path, 1);
+            let four = imported(&path, 4);
+            for (one, four) in one.iter().zip(&four) {
+                assert_eq!(one, four, "case {case}");
+            }
+            assert_eq!(one.len(), four.len(), "case {case}");
+            // Each value is set once: twice there, it was taken from below.
+            let values: Vec<&str> =
+                one.iter().filter_map(|line| line.split_once("[([").map(|(_, x)| x)).collect();
+            let distinct: std::collections::BTreeSet<_> = values.iter().collect();
+            taken_from_below += values.len() - distinct.len();
+        }
+        assert!(taken_from_below > 8, "{taken_from_below}: the layers have little in common");
+    }
+}
