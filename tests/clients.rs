@@ -97,7 +97,7 @@ fn skopeo_reads_and_copies_what_is_saved() {
         let path = tmp.path().join(format!("{compression}.tar"));
         let out = LayoutWriter::to_tar_file(&path, tmp.path()).unwrap();
         let mut options = SaveOptions::new();
-        options.compression = compression;
+        options.compression = Some(compression);
         let saved = save_image(&store, "two", out, &options, &mut ignore_progress).unwrap();
         let source = format!("oci-archive:{}:two", path.display());
         let inspected = run("skopeo", &["inspect", &source]);

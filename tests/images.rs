@@ -2,13 +2,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::fs;
+use std::io::Write as _;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use stratafs::{
-    ApplyOptions, CommitOptions, Compression, Digest, Error, ErrorKind, ImageLayout, ImportOptions,
-    Labels, LayerFormat, LayoutWriter, Ownership, SaveOptions, Store, StoreOptions,
+    ApplyOptions, CommitOptions, Compression, Digest, Error, ErrorKind, ImageLayout, ImageRecord,
+    ImportOptions, Labels, LayerFormat, LayoutWriter, Ownership, SaveOptions, Store, StoreOptions,
     ignore_progress, import_image, save_image,
 };
 
@@ -177,7 +178,7 @@ fn what_is_saved_is_imported_again_with_the_same_tree_and_configuration() {
             let path = f.path(&format!("{compression}-{round}.tar"));
             let out = LayoutWriter::to_tar_file(&path, f.tmp.path()).unwrap();
             let mut how = SaveOptions::new();
-            how.compression = compression;
+            how.compression = Some(compression);
             save_image(&f.store, "mine", out, &how, &mut ignore_progress).unwrap();
             saved.push(fs::read(&path).unwrap());
             let other = store(&f.path(&format!("store-{compression}-{round}")));
@@ -323,6 +324,156 @@ fn messages_quote_little_of_an_image_and_nothing_that_a_terminal_obeys() {
         let e = f.import(&path, "x").unwrap_err().to_string();
         assert!(!e.contains(char::is_control), "{n}: {e:?}");
         assert!(e.len() < 2000, "{n}: {} bytes", e.len());
+    }
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    // By another program than ours, in effect: another level.
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    gzip.write_all(bytes).unwrap();
+    gzip.finish().unwrap()
+}
+
+/// An image of compressed layers, which packed anew would be other bytes.
+fn packed(path: &Path, layers: &[Vec<u8>]) {
+    let blobs: Vec<_> = layers.iter().map(|layer| gzip(layer)).collect();
+    image(path, &blobs, |manifest, config| {
+        for (n, layer) in layers.iter().enumerate() {
+            manifest["layers"][n]["annotations"] = json!({ "kept": "too" });
+            config["rootfs"]["diff_ids"][n] = Digest::of(layer).to_string().into();
+        }
+        config["history"] = json!([{ "odd": 1e-7 }]);
+    });
+}
+
+impl Fixture {
+    fn keeping(&self, layout: &Path, name: &str) -> Result<ImageRecord, Error> {
+        let mut options = options();
+        options.keep_blobs = true;
+        let layout = ImageLayout::open(layout)?;
+        import_image(&self.store, &layout, name, &options, &mut ignore_progress)
+    }
+
+    fn saved(&self, name: &str, compression: Option<Compression>) -> Digest {
+        let path = self.path("saved.tar");
+        let out = LayoutWriter::to_tar_file(&path, self.tmp.path()).unwrap();
+        let mut how = SaveOptions::new();
+        how.compression = compression;
+        let saved = save_image(&self.store, name, out, &how, &mut ignore_progress).unwrap();
+        let layout = ImageLayout::open(&path).unwrap();
+        assert_eq!(layout.image(&Default::default()).unwrap().digest(), saved.manifest);
+        saved.manifest
+    }
+
+    fn blobs(&self) -> usize {
+        fs::read_dir(self.path("store/blobs/sha256")).unwrap().count()
+    }
+}
+
+#[test]
+fn an_image_with_its_blobs_kept_is_saved_as_it_came() {
+    let f = Fixture::new();
+    let layers = [layer(&[("d/", ""), ("d/a", "1")]), layer(&[("b", "2")]), layer(&[("c", "3")])];
+    packed(&f.path("i.tar"), &layers);
+    let image = f.keeping(&f.path("i.tar"), "i").unwrap();
+    assert_eq!(f.blobs(), 5);
+    assert_eq!(f.saved("i", None), image.manifest);
+    assert_eq!(f.saved(image.layers.last().unwrap(), None), image.manifest, "by its top layer");
+    assert_ne!(f.saved("i", Some(Compression::Gzip)), image.manifest);
+    let other = store(&f.path("other"));
+    let layout = ImageLayout::open(f.path("saved.tar")).unwrap();
+    import_image(&other, &layout, "again", &options(), &mut ignore_progress).unwrap();
+    // What is built on it is another image.
+    f.store.prepare("key", image.layers.last().map(String::as_str), Labels::new()).unwrap();
+    f.store.commit("mine", "key", CommitOptions::new()).unwrap();
+    assert_ne!(f.saved("mine", None), image.manifest);
+    f.store.remove("mine").unwrap();
+    assert_eq!(f.store.check(&mut ignore_progress).unwrap().layer_blobs, 3);
+    assert_eq!(f.store.gc(&mut ignore_progress).unwrap().blobs, 0);
+    f.store.remove_image("i").unwrap();
+    assert!(f.is_empty());
+}
+
+#[test]
+fn blobs_that_another_image_names_outlive_the_one_they_came_with() {
+    let f = Fixture::new();
+    let (base, one, two) = (layer(&[("a", "1")]), layer(&[("b", "2")]), layer(&[("c", "3")]));
+    packed(&f.path("one.tar"), &[base.clone(), one]);
+    packed(&f.path("two.tar"), &[base, two]);
+    let one = f.keeping(&f.path("one.tar"), "one").unwrap();
+    let two = f.keeping(&f.path("two.tar"), "two").unwrap();
+    assert_eq!(f.blobs(), 7);
+    f.store.remove_image("one").unwrap();
+    assert_eq!(f.blobs(), 4);
+    assert_eq!(f.saved("two", None), two.manifest);
+    // Replaced by an image without the layer.
+    f.keeping(&f.path("one.tar"), "two").unwrap();
+    assert_eq!(f.saved("two", None), one.manifest);
+    assert_eq!(f.blobs(), 4);
+}
+
+#[test]
+fn blobs_of_layers_that_are_there_are_kept_without_unpacking_if_they_are_right() {
+    let f = Fixture::new();
+    let layers = [layer(&[("a", "1")]), layer(&[("b", "2")])];
+    packed(&f.path("i.tar"), &layers);
+    f.import(&f.path("i.tar"), "i").unwrap();
+    assert_eq!(f.blobs(), 2);
+    let before = f.saved("i", None);
+    let image = f.keeping(&f.path("i.tar"), "i").unwrap();
+    assert_eq!((f.blobs(), f.saved("i", None)), (4, image.manifest));
+    assert_ne!(before, image.manifest);
+    // A blob that was damaged on disk is found, and replaced by importing again.
+    let blob = f.path("store/blobs/sha256").join(Digest::of(&gzip(&layers[1])).hex());
+    fs::write(&blob, b"damaged").unwrap();
+    let problems = f.store.check(&mut ignore_progress).unwrap().problems;
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].what.contains("import its image again"), "{}", problems[0].what);
+    let out = LayoutWriter::to_directory(f.path("out")).unwrap();
+    let e = save_image(&f.store, "i", out, &SaveOptions::new(), &mut ignore_progress).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::DigestMismatch, "{e}");
+    assert!(!f.path("out").exists());
+    f.keeping(&f.path("i.tar"), "i").unwrap();
+    assert!(f.store.check(&mut ignore_progress).unwrap().problems.is_empty());
+    // One that does not give the layer is refused, though nothing is to be unpacked.
+    image_of_wrong_blob(&f.path("wrong.tar"), &layers);
+    let e = f.keeping(&f.path("wrong.tar"), "wrong").unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::DigestMismatch, "{e}");
+    assert_eq!(f.blobs(), 4);
+}
+
+/// An image with the diff ids of `layers`, and a blob that is another layer.
+fn image_of_wrong_blob(path: &Path, layers: &[Vec<u8>]) {
+    let blobs = [gzip(&layers[0]), gzip(&layer(&[("evil", "x")]))];
+    image(path, &blobs, |_, config| {
+        for (n, layer) in layers.iter().enumerate() {
+            config["rootfs"]["diff_ids"][n] = Digest::of(layer).to_string().into();
+        }
+    });
+}
+
+#[test]
+fn an_import_that_keeps_blobs_and_fails_keeps_none() {
+    let f = Fixture::new();
+    let layers = [layer(&[("a", "1")]), layer(&[("b", "2")]), layer(&[("c", "3")])];
+    image_of_wrong_blob(&f.path("wrong.tar"), &layers[..2]);
+    let failed = f.keeping(&f.path("wrong.tar"), "x").map(drop);
+    refused(&f, failed, &[ErrorKind::DigestMismatch], "sha256:");
+    packed(&f.path("i.tar"), &layers);
+    let layout = ImageLayout::open(f.path("i.tar")).unwrap();
+    let mut options = options();
+    options.keep_blobs = true;
+    for threads in [1, 3] {
+        options.threads = std::num::NonZeroUsize::new(threads);
+        for stop_at in 0..4 {
+            let mut calls = 0;
+            let result = import_image(&f.store, &layout, "x", &options, &mut |_| {
+                calls += 1;
+                if calls > stop_at { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+            assert_eq!(result.unwrap_err().kind(), ErrorKind::Cancelled);
+            assert!(f.is_empty(), "{threads} threads, stopped at call {stop_at}");
+        }
     }
 }
 

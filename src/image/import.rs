@@ -5,16 +5,23 @@
 //! Each blob is verified, by size and digest, and each layer by the digest of its uncompressed archive,
 //! before it is committed. A failure removes the layers that this import brought.
 
+use std::io::{self, Read, Write as _};
 use std::num::NonZeroUsize;
 
+use super::blob::{Verified, reading};
 use super::layout::{Chosen, ImageLayout};
 use super::manifest::ImageLayer;
 use super::overlap::{self, Layer, bring_all};
 use super::select::ImageSelector;
 use crate::archive::{ApplyOptions, Below};
+use crate::compression::Decompressor;
+use crate::digest::Hashing;
 use crate::error::{Error, ErrorKind, Result};
-use crate::progress::ProgressFn;
-use crate::store::{Expected, ImageRecord, Kind, Labels, Store, check_key};
+use crate::progress::{Phase, Progress, ProgressFn, report};
+use crate::store::{Expected, ImageRecord, Keeping, Kind, Labels, Store, check_key};
+
+/// The unit in which blobs are read that are not unpacked, in bytes.
+const BUFFER: usize = 128 * 1024;
 
 /// How an image is imported.
 #[derive(Clone, Debug, Default)]
@@ -28,6 +35,10 @@ pub struct ImportOptions {
     /// run threads at once, and at most 8. Each takes some megabytes of memory, for zstd up to 128 MiB
     /// more, and up to 64 descriptors.
     pub threads: Option<NonZeroUsize>,
+    /// Whether the layers are kept as they came too, compressed as a rule, beside being unpacked: then
+    /// [`save_image`](crate::save_image) gives the very same image, with the same digest. Default: no, as
+    /// it takes their room again.
+    pub keep_blobs: bool,
 }
 
 impl ImportOptions {
@@ -61,11 +72,23 @@ pub fn import_image(
     let image = &chosen.image;
     image.layers().iter().try_for_each(|layer| chosen.layer(layer.blob()).map(drop))?;
     let importing = store.begin_import()?;
+    let mut unneeded = match store.image(name) {
+        Ok(replaced) => store.blobs_named(replaced.manifest, replaced.config),
+        Err(e) if e.kind() == ErrorKind::NotFound => Vec::new(),
+        Err(e) => return Err(e),
+    };
     let mut brought = Vec::new();
     let done = layers(store, &chosen, options, &mut brought, progress).and_then(|layers| {
         store.put_image(name, image.manifest_json(), image.config_json(), &layers)
     });
     drop(importing);
+    if done.is_err() {
+        unneeded.extend([image.digest(), image.config_digest()]);
+        unneeded.extend(image.layers().iter().map(ImageLayer::digest));
+    }
+    if !unneeded.is_empty() {
+        store.drop_unneeded_blobs(&unneeded);
+    }
     // What another import counts on meanwhile is left for gc.
     if done.is_err()
         && let Err(e) = store.remove_unneeded(brought)
@@ -92,7 +115,8 @@ fn layers(
     // A layer has all below it: those that are missing are the upper ones.
     let mut there = 0;
     for layer in &all {
-        if !layer.is_there()? {
+        // Of one that is there, the blob may not be.
+        if options.keep_blobs || !layer.is_there()? {
             break;
         }
         there += 1;
@@ -108,6 +132,20 @@ fn layers(
     brought.extend(new.iter().filter_map(|n| missing.get(*n)).map(|layer| layer.name.clone()));
     done?;
     Ok(all.into_iter().map(|layer| layer.name).collect())
+}
+
+/// Copies what is read.
+struct Copying<'s, R> {
+    from: R,
+    to: Keeping<'s>,
+}
+
+impl<R: Read> Read for Copying<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.from.read(buf)?;
+        self.to.write_all(buf.get(..n).unwrap_or_default())?;
+        Ok(n)
+    }
 }
 
 /// A layer of the image that is imported.
@@ -144,7 +182,7 @@ impl Bringing<'_> {
     }
 
     fn unpack(&self, below: &Below, progress: &mut ProgressFn<'_>) -> Result<()> {
-        let mut blob = self.chosen.layer(self.layer.blob())?;
+        let blob = self.chosen.layer(self.layer.blob())?;
         let labels = Labels::from([(Store::IMAGE_LAYER_LABEL.to_owned(), "true".to_owned())]);
         let expected = Expected {
             blob: self.layer.digest(),
@@ -154,9 +192,67 @@ impl Bringing<'_> {
         let (name, parent) = (&self.name, self.parent.as_deref());
         let how = &self.options.apply;
         let expected = Some(&expected);
-        self.store
-            .apply_expecting(name, parent, &mut blob, how, labels, expected, progress)
-            .map(drop)
+        let mut apply = |input: &mut dyn Read| {
+            self.store.apply_expecting(name, parent, input, how, labels.clone(), expected, progress)
+        };
+        if !self.options.keep_blobs {
+            return apply(&mut { blob }).map(drop);
+        }
+        let mut input = Copying { from: blob, to: self.store.keep_blob()? };
+        apply(&mut input)?;
+        input.to.publish(&self.layer.digest())
+    }
+
+    /// Keeps the blob of a layer that is there, without unpacking it. It must be that layer's.
+    fn keep(&self, progress: &mut ProgressFn<'_>) -> Result<()> {
+        let mut state = Progress::new(Phase::Verify);
+        match self.store.verify_kept(&self.layer.digest(), progress) {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            Err(e) if e.kind() == ErrorKind::DigestMismatch => {
+                tracing::warn!(error = %e, "it is replaced");
+            }
+            Err(e) => return Err(e),
+        }
+        let blob = Verified::new(self.chosen.layer(self.layer.blob())?, self.layer.blob());
+        let mut input = Copying { from: blob, to: self.store.keep_blob()? };
+        let mut archive = Hashing::new(Decompressor::new(&mut input)?);
+        let mut buffer = vec![0; BUFFER];
+        let max = self.options.apply.limits.max_unpacked_bytes;
+        let failed = |e| reading(self.layer.digest(), e);
+        while archive.read(&mut buffer).map_err(failed)? > 0 {
+            if archive.passed() > max {
+                let text = format!("the archive is over the limit max_unpacked_bytes of {max}");
+                return Err(Error::new(ErrorKind::LimitExceeded, text));
+            }
+            state.bytes = archive.passed();
+            report(progress, state)?;
+        }
+        let (_, found, _) = archive.finish();
+        if found != *self.layer.diff_id().digest() {
+            return Err(Error::new(
+                ErrorKind::DigestMismatch,
+                format!(
+                    "the layer's archive has the digest {found}, and {} was promised",
+                    self.layer.diff_id()
+                ),
+            ));
+        }
+        input.to.publish(&self.layer.digest())
+    }
+
+    /// Whether the layer was not there before.
+    fn unpack_or_find(&self, below: &Below, progress: &mut ProgressFn<'_>) -> Result<bool> {
+        // Another import may have been faster, before or meanwhile.
+        let is_new = !self.is_there()?
+            && match self.unpack(below, progress) {
+                Err(e) if e.kind() == ErrorKind::AlreadyExists && self.is_there()? => false,
+                done => done.map(|()| true)?,
+            };
+        if !is_new && self.options.keep_blobs {
+            self.keep(progress)?;
+        }
+        Ok(is_new)
     }
 }
 
@@ -166,12 +262,8 @@ impl Layer for Bringing<'_> {
     }
 
     fn bring(&self, below: &Below, progress: &mut ProgressFn<'_>) -> Result<bool> {
-        match self.unpack(below, progress) {
-            Ok(()) => Ok(true),
-            // Another import was faster.
-            Err(e) if e.kind() == ErrorKind::AlreadyExists && self.is_there()? => Ok(false),
-            Err(e) => Err(e.context(format!("layer {} failed", self.layer.digest()))),
-        }
+        let done = self.unpack_or_find(below, progress);
+        done.map_err(|e| e.context(format!("layer {} failed", self.layer.digest())))
     }
 
     fn tell(&self, above: &Below) -> Result<()> {
@@ -182,7 +274,6 @@ impl Layer for Bringing<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
     use std::os::unix::fs::MetadataExt;
     use std::path::Path;
 

@@ -1,44 +1,41 @@
 //! From a store into a layout.
 //!
-//! Layers are packed from what is on disk, so an image that came from elsewhere gets other digests:
-//! its tars are written anew. The configuration is that of the image that the snapshot was built on,
+//! An image of which the store has all layers as they came is written as it came. Else layers are
+//! packed from what is on disk, so an image that came from elsewhere gets other digests: its tars are
+//! written anew. The configuration is that of the image that the snapshot was built on,
 //! every field of it, with the new layers' digests and a line of history for each layer added.
 
-use std::io::Write;
+use std::io::{Read as _, Write};
 
 use serde_json::{Map, Value, json};
 
-use super::blob::Blob;
+use super::blob::{Blob, Verified, reading};
 use super::compose::compose_manifest;
+use super::manifest::{Image, ImageLayer};
 use super::platform::Platform;
 use super::write::LayoutWriter;
 use crate::archive::ExportOptions;
 use crate::compression::{Compression, Compressor};
 use crate::digest::{DiffId, Digest};
 use crate::error::{Error, ErrorKind, IoContext, Result};
-use crate::progress::ProgressFn;
+use crate::progress::{Phase, Progress, ProgressFn, report};
 use crate::store::{ImageRecord, Info, Kind, Store};
 
+/// The unit in which blobs are copied, in bytes.
+const BUFFER: usize = 128 * 1024;
+
 /// How an image is saved.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct SaveOptions {
-    /// How layers are compressed; the default is gzip, which every tool reads.
-    pub compression: Compression,
+    /// How layers are compressed. The default, none, is as they came, for an image that was imported
+    /// with [`keep_blobs`](crate::ImportOptions::keep_blobs); for any other gzip, which every tool
+    /// reads.
+    pub compression: Option<Compression>,
     /// How layers are packed.
     pub export: ExportOptions,
     /// The name that the layout gives the image; the default, none, is its name in the store.
     pub reference: Option<String>,
-}
-
-impl Default for SaveOptions {
-    fn default() -> Self {
-        SaveOptions {
-            compression: Compression::Gzip,
-            export: ExportOptions::default(),
-            reference: None,
-        }
-    }
 }
 
 impl SaveOptions {
@@ -76,25 +73,75 @@ pub fn save_image(
     progress: &mut ProgressFn<'_>,
 ) -> Result<SavedImage> {
     let (layers, base) = find(store, name)?;
+    let reference = options.reference.as_deref().unwrap_or(name);
+    if let Some(image) = &base
+        && image.layers.iter().eq(layers.iter().map(|layer| &layer.key))
+        && options.compression.is_none()
+        && store.keeps_layers_of(image)?
+    {
+        return save_as_kept(store, image, layout, reference, progress);
+    }
+    let compression = options.compression.unwrap_or_default();
     let mut diff_ids = Vec::new();
     let mut blobs = Vec::new();
     for layer in &layers {
-        let mut out = Compressor::new(layout.blob()?, options.compression)?;
+        let mut out = Compressor::new(layout.blob()?, compression)?;
         let exported = store.export(&layer.key, &mut out, &options.export, progress)?;
         let (digest, size) =
             out.finish().at("finish the layer of snapshot", &layer.key)?.finish()?;
         diff_ids.push(exported.diff_id);
-        blobs.push((Blob { digest, size }, options.compression));
+        blobs.push((Blob { digest, size }, compression));
     }
     let config = configure(store, &layers, base.as_ref(), &diff_ids)?;
     let mut blob = layout.blob()?;
     blob.write_all(&config).at("write the configuration of image", name)?;
     blob.finish()?;
     let manifest = compose_manifest(Blob::of(&config), &blobs)?;
-    let reference = options.reference.as_deref().unwrap_or(name);
     layout.add_image(&manifest, &config, Some(reference))?;
     layout.finish(progress)?;
     Ok(SavedImage { manifest: Digest::of(&manifest), config: Digest::of(&config), diff_ids })
+}
+
+/// Writes an image from its blobs: byte for byte what was imported.
+fn save_as_kept(
+    store: &Store,
+    record: &ImageRecord,
+    mut layout: LayoutWriter,
+    reference: &str,
+    progress: &mut ProgressFn<'_>,
+) -> Result<SavedImage> {
+    let (manifest, config) = (store.blob(&record.manifest)?, store.blob(&record.config)?);
+    let image = Image::from_json(&manifest, &config)?;
+    let mut state = Progress::new(Phase::Export);
+    for layer in image.layers() {
+        let digest = layer.digest();
+        if layout.has_blob(digest) {
+            continue;
+        }
+        let file = store.kept_blob(&digest)?.ok_or_else(|| {
+            Error::new(ErrorKind::NotFound, format!("the blob of layer {digest} is gone"))
+        })?;
+        let mut from = Verified::new(file, layer.blob());
+        let mut to = layout.blob()?;
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            let n = from.read(&mut buffer).map_err(|e| reading(digest, e))?;
+            if n == 0 {
+                break;
+            }
+            to.write_all(buffer.get(..n).unwrap_or_default()).at("write layer", digest.hex())?;
+            state.bytes = state.bytes.saturating_add(n as u64);
+            report(progress, state)?;
+        }
+        to.finish()?;
+    }
+    layout.add_image(&manifest, &config, Some(reference))?;
+    layout.finish(progress)?;
+    Ok(SavedImage {
+        manifest: image.digest(),
+        config: image.config_digest(),
+        diff_ids: image.layers().iter().map(ImageLayer::diff_id).collect(),
+    })
 }
 
 /// The layers, the base first, and the image that they begin with, if there is one.

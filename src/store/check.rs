@@ -1,5 +1,6 @@
 //! Looking for damage.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use super::Store;
@@ -33,6 +34,8 @@ pub struct CheckReport {
     pub snapshots: u64,
     /// Images looked at.
     pub images: u64,
+    /// Layers kept as they came, read and found sound.
+    pub layer_blobs: u64,
     /// What is wrong; none if the store is sound.
     pub problems: Vec<Problem>,
 }
@@ -45,7 +48,7 @@ impl CheckReport {
 
 impl Store {
     /// Looks for damage: in the metadata, at the layers (are they there, settled, of the recorded
-    /// size, with their marks), at the blobs' digests. Changes nothing.
+    /// size, with their marks), at the blobs' digests, those of kept layers too. Changes nothing.
     ///
     /// # Errors
     /// Only for what keeps it from looking; damage is in the report.
@@ -65,8 +68,22 @@ impl Store {
                 report.problems.truncate(sound);
             }
         }
+        let mut seen = HashSet::new();
         for image in self.images()? {
             report.images += 1;
+            // Damage of the manifest is reported below.
+            for digest in self.layers_named(&image.manifest).unwrap_or_default() {
+                if !seen.insert(digest) {
+                    continue;
+                }
+                match self.verify_kept(&digest, progress) {
+                    Ok(kept) => report.layer_blobs += u64::from(kept),
+                    Err(e) if matches!(e.kind(), ErrorKind::Poisoned | ErrorKind::Cancelled) => {
+                        return Err(e);
+                    }
+                    Err(e) => report.add(format!("image {:?}", image.name), e.to_string()),
+                }
+            }
             for digest in [&image.manifest, &image.config] {
                 match self.blob(digest) {
                     Ok(_) => {}

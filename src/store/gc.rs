@@ -7,6 +7,7 @@ use std::path::Path;
 use super::metadata::Row;
 use super::snapshot::Kind;
 use super::{Store, layout, staging};
+use crate::digest::Digest;
 use crate::error::{ErrorKind, IoContext, Result};
 use crate::path::Name;
 use crate::progress::ProgressFn;
@@ -172,11 +173,19 @@ impl Store {
     }
 
     fn sweep_blobs(&self, at: &Path) -> Result<u64> {
-        let needed: HashSet<Vec<u8>> =
-            self.needed_blobs()?.iter().map(|digest| digest.hex().into_bytes()).collect();
+        let needed = self.needed_blobs()?;
+        let may_go = |name: &Name| {
+            let digest = std::str::from_utf8(name.as_bytes()).ok().map(Digest::from_hex);
+            match (digest, &needed) {
+                (Some(Ok(digest)), Some(needed)) => !needed.contains(&digest),
+                (Some(Ok(_)), None) => false,
+                // Never finished.
+                _ => true,
+            }
+        };
         let mut swept = 0;
         for entry in self.layout.blobs.entries().at("list", at)? {
-            if !needed.contains(entry.name.as_bytes()) {
+            if may_go(&entry.name) {
                 self.layout.blobs.unlink(&entry.name).at("remove blob", &entry.name)?;
                 swept += 1;
             }

@@ -1,6 +1,5 @@
 //! Images: names for a manifest, a configuration and the layers that they need.
 
-use std::collections::HashSet;
 use std::io;
 use std::time::SystemTime;
 
@@ -89,7 +88,7 @@ impl Store {
         let put = write();
         drop(writing);
         if let Ok((_, Some(replaced))) = &put {
-            written = vec![replaced.manifest, replaced.config];
+            written = self.blobs_named(replaced.manifest, replaced.config);
         }
         if !matches!(put, Ok((_, None))) {
             self.drop_unneeded_blobs(&written);
@@ -99,7 +98,7 @@ impl Store {
 
     /// Removes those blobs that no image names. What an import that runs may count on, and what cannot
     /// be removed, is left for gc.
-    fn drop_unneeded_blobs(&self, blobs: &[Digest]) {
+    pub(crate) fn drop_unneeded_blobs(&self, blobs: &[Digest]) {
         let at = self.layout.path.join("blobs/sha256");
         let drop_them = || -> Result<()> {
             let dir = self.layout.blobs.reopen().at("open", &at)?;
@@ -107,7 +106,9 @@ impl Store {
                 return Ok(());
             };
             // Under the lock: nobody else writes an image now.
-            let needed = self.needed_blobs()?;
+            let Some(needed) = self.needed_blobs()? else {
+                return Ok(());
+            };
             for digest in blobs.iter().filter(|digest| !needed.contains(digest)) {
                 match self.layout.blobs.unlink(&layout::name(&digest.hex())?) {
                     Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -119,12 +120,6 @@ impl Store {
         if let Err(e) = drop_them() {
             tracing::warn!(error = %e, "blobs that no image needs are left for gc");
         }
-    }
-
-    /// The blobs that images name.
-    pub(super) fn needed_blobs(&self) -> Result<HashSet<Digest>> {
-        let images = self.metadata.read(|tx| tx.every_image())?;
-        Ok(images.into_iter().flat_map(|image| [image.manifest, image.config]).collect())
     }
 
     /// The image of that name.
@@ -153,13 +148,17 @@ impl Store {
     /// # Errors
     /// [`ErrorKind::NotFound`]: there is no such image.
     pub fn remove_image(&self, name: &str) -> Result<Vec<String>> {
+        let find = |tx: &Tx<'_>| tx.find_image(name)?.ok_or_else(|| no_image(name));
+        let row = self.metadata.read(find)?;
+        let named = self.blobs_named(row.manifest, row.config);
         let image = self.durably(|tx| {
-            let row = tx.find_image(name)?.ok_or_else(|| no_image(name))?;
+            let row = find(tx)?;
             let image = record(tx, &row)?;
             tx.delete_image(name)?;
             Ok(image)
         })?;
-        self.drop_unneeded_blobs(&[image.manifest, image.config]);
+        // Should another image have come by that name meanwhile, its layers' blobs are left for gc.
+        self.drop_unneeded_blobs(&named);
         self.remove_unneeded(image.layers)
     }
 

@@ -7,7 +7,7 @@
 //!   snapshots/<id>/fs    the layer: upperdir or lowerdir                0755
 //!   snapshots/<id>/work  overlay's workdir, of active snapshots         0700
 //!   staging/ trash/      being made; being removed
-//!   blobs/sha256/<hex>   manifests, configurations, indexes
+//!   blobs/sha256/<hex>   manifests, configurations; layers as they came, if they are kept
 //!   reserve              given up first when the disk is full
 //!   run/                 a row for each mount, unless the options put it elsewhere
 //! ```

@@ -28,6 +28,7 @@ mod filter;
 mod gc;
 mod hold;
 mod images;
+mod kept;
 mod labels;
 mod layout;
 mod metadata;
@@ -51,6 +52,7 @@ pub(crate) use filter::Fields;
 pub use filter::Filter;
 pub use gc::GcReport;
 pub use images::ImageRecord;
+pub(crate) use kept::Keeping;
 pub(crate) use snapshot::check_key;
 pub use snapshot::{CommitOptions, Info, Kind, Labels};
 

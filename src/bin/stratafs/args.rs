@@ -1,6 +1,7 @@
 //! The command line as typed. What clap can refuse by itself is refused here; all else is the
 //! commands' to validate.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
@@ -89,7 +90,8 @@ pub(crate) enum Command {
     /// Write an image as an OCI layout
     ///
     /// NAME may be a committed snapshot too: the image then has the configuration of the image that it
-    /// was built on. Layers are packed anew from what is on disk.
+    /// was built on. Layers are packed anew from what is on disk, but for an image imported with
+    /// --keep-blobs, which is written as it came.
     #[command(after_help = "Examples:
   stratafs save alpine -o alpine.tar
   stratafs save alpine -o layout-dir/ --compress zstd
@@ -259,6 +261,12 @@ pub(crate) struct Import {
     /// Which platform's, as linux/arm64/v8. Default: this machine's
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     pub(crate) platform: Option<Platform>,
+    /// Keep the layers as they came too, so that `save` gives the very same image, by its digest
+    #[arg(long)]
+    pub(crate) keep_blobs: bool,
+    /// How many layers to unpack at the same time. Default: as many as there are processors, at most 8
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
 }
 
 #[derive(Debug, Args)]
@@ -268,9 +276,10 @@ pub(crate) struct Save {
     /// A tar file, - for standard output, or a directory if it is one or ends in a slash
     #[arg(short, long, value_name = "FILE|DIR")]
     pub(crate) output: PathBuf,
-    /// How layers are compressed
-    #[arg(long, value_enum, default_value = "gzip")]
-    pub(crate) compress: CompressionName,
+    /// How layers are compressed. Default: as they came, where `import --keep-blobs` kept them all; else
+    /// gzip
+    #[arg(long, value_enum)]
+    pub(crate) compress: Option<CompressionName>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

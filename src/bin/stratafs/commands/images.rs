@@ -35,6 +35,8 @@ pub(super) fn import(context: &Context, args: args::Import) -> Result {
     let mut options = ImportOptions::new();
     options.select = ImageSelector { name: args.reference, platform: args.platform };
     options.apply = context.apply_options();
+    options.threads = args.threads;
+    options.keep_blobs = args.keep_blobs;
     let store = context.open(Missing::Create)?;
     let image = import_image(&store, &layout, &name, &options, &mut progress)?;
     drop(reporter);
@@ -73,11 +75,11 @@ pub(super) fn save(context: &Context, args: &args::Save) -> Result {
         LayoutWriter::to_tar_file(&args.output, beside.unwrap_or(Path::new(".")))?
     };
     let mut options = SaveOptions::new();
-    options.compression = match args.compress {
+    options.compression = args.compress.map(|compression| match compression {
         CompressionName::Gzip => Compression::Gzip,
         CompressionName::Zstd => Compression::Zstd,
         CompressionName::None => Compression::None,
-    };
+    });
     let mut reporter = context.reporter();
     let saved =
         save_image(&store, &args.name, layout, &options, &mut |progress| reporter.step(progress))?;
