@@ -1,8 +1,8 @@
 //! The store: the facade that embedders use, over snapshots, their metadata and their mounts.
 //!
 //! # How an operation becomes durable
-//! An intent row gives the id (lazily: it may be lost) -> the files are made in `staging/` -> renamed
-//! into `snapshots/<id>` -> the file system is synced, data and names in one -> the row is committed.
+//! The files are made in `staging/` -> an intent row gives the id (lazily: it may be lost) -> they are
+//! renamed into `snapshots/<id>` -> the file system is synced, data and names in one -> the row is committed.
 //! A directory without a row is garbage; a row without its directory never happens. Removal goes the
 //! other way: the row first, then the files. So prepare and commit wait for the disk twice, remove
 //! once.
