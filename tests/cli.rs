@@ -40,6 +40,7 @@ fn main() {
         trial("layer_diff_makes_one_tree_from_another", layer_diff),
         trial("diff_and_export_against_any_snapshot", against_any_snapshot),
         trial("images_in_and_out_by_file_directory_and_pipe", images_in_and_out),
+        trial("an_image_with_its_blobs_kept_is_saved_as_it_came", an_image_saved_as_it_came),
         trial("an_images_name_stands_for_its_top_layer", an_images_name),
         trial("a_reader_that_goes_away_is_no_panic", a_reader_that_goes),
         trial("a_failed_export_leaves_the_old_file", a_failed_export),
@@ -694,6 +695,20 @@ fn images_in_and_out() {
     assert!(freed.starts_with("freed 2 layers that no image needs\n"), "{freed}");
     let left = fixture.json(&["ls"])["snapshots"].clone();
     assert_eq!(left.as_array().unwrap().len(), 0, "{left}");
+}
+
+fn an_image_saved_as_it_came() {
+    let fixture = Fixture::new();
+    image(&fixture.path("in.tar"), Some("name:tag"), &[base(), app()]);
+    let import = &["import", "in.tar", "--keep-blobs", "--threads", "2"];
+    let imported = fixture.json(import);
+    let saved = fixture.json(&["save", "name:tag", "-o", "out.tar"]);
+    assert_eq!(saved["manifest"], imported["manifest"]);
+    let packed = fixture.json(&["save", "name:tag", "-o", "zip.tar", "--compress", "gzip"]);
+    assert_ne!(packed["manifest"], imported["manifest"]);
+    fixture.ok(&["rm", "name:tag"]);
+    assert_eq!(fixture.names("store/blobs/sha256"), [""; 0]);
+    fixture.run(&["import", "in.tar", "--threads", "0"]).is_refused(&["--threads"]);
 }
 
 fn an_images_name() {
