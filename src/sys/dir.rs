@@ -41,6 +41,7 @@ pub(crate) enum OnExisting {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Node {
     Fifo,
+    Socket,
     Char { major: u32, minor: u32 },
     Block { major: u32, minor: u32 },
 }
@@ -167,10 +168,11 @@ impl Dir {
         Ok(rustix::fs::mkdirat(&self.0, name.as_bytes(), Mode::from_raw_mode(mode))?)
     }
 
-    /// Makes a fifo or device. The process's umask applies to `mode`.
+    /// Makes a fifo, socket or device. The process's umask applies to `mode`.
     pub(crate) fn make_node(&self, name: &Name, node: Node, mode: u32) -> io::Result<()> {
         let (file_type, device) = match node {
             Node::Fifo => (rustix::fs::FileType::Fifo, 0),
+            Node::Socket => (rustix::fs::FileType::Socket, 0),
             Node::Char { major, minor } => {
                 (rustix::fs::FileType::CharacterDevice, rustix::fs::makedev(major, minor))
             }

@@ -65,7 +65,7 @@ pub(crate) fn set_xattr(dir: impl AsFd, key: &str) -> io::Result<()> {
 
 /// Makes a file without a name.
 pub(crate) fn make_unnamed_file(dir: impl AsFd) -> io::Result<OwnedFd> {
-    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     Ok(rustix::fs::openat(dir, ".", flags, Mode::RUSR | Mode::WUSR)?)
 }
 

@@ -4,6 +4,7 @@
 //! `std::io::Result`; the caller adds what was tried and on what.
 #![allow(unsafe_code)]
 
+pub(crate) mod copy;
 pub(crate) mod dir;
 pub(crate) mod errno;
 pub(crate) mod fs_features;
