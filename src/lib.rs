@@ -109,6 +109,7 @@ mod path;
 mod progress;
 mod store;
 mod sys;
+mod tree;
 
 pub use archive::{
     Applied, ApplyLimits, ApplyOptions, Devices, ExportOptions, Exported, LayerTarget, Ownership,

@@ -30,6 +30,8 @@ pub enum Phase {
     Export,
     /// Walking a layer: settling, counting, comparing.
     Walk,
+    /// Copying files: a tree made of layers, or a layer of a tree.
+    Copy,
     /// Deleting files.
     Remove,
 }

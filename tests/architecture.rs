@@ -29,6 +29,8 @@ const TIERS: &[(&str, u8)] = &[
     ("archive", 5),
     ("union", 4),
     ("fuse", 5),
+    // Above `changes`, by which it finds what a tree has beyond layers; below the engine that copies.
+    ("tree", 5),
     ("helper", 6),
     ("driver", 6),
     ("store", 7),

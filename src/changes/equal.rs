@@ -75,7 +75,8 @@ impl Comparison {
 
     /// The same of files that must be read.
     fn equal_open(&mut self, a: Side<'_>, b: Side<'_>, path: &RelPath) -> Result<bool> {
-        let open = |side: Side<'_>| side.dir.open_file(side.name).at("open", path);
+        let open =
+            |side: Side<'_>| side.dir.open_file_of_mode(side.name, side.stat.mode).at("open", path);
         let files = (open(a)?, open(b)?);
         let of = |file: &File| xattrs(Of::Fd(file.as_fd()));
         let same = of(&files.0).and_then(|x| Ok(x == of(&files.1)?));

@@ -12,6 +12,7 @@
 
 mod equal;
 mod trees;
+mod untouched;
 mod upper;
 
 #[cfg(test)]
@@ -22,7 +23,7 @@ use std::fmt;
 use crate::path::RelPath;
 
 pub(crate) use equal::Mtimes;
-pub(crate) use trees::{Difference, added, between, trees};
+pub(crate) use trees::{Difference, added, are_equal, between, between_since, trees, trees_since};
 pub(crate) use upper::upper;
 
 /// What happened to a path.

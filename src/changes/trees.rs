@@ -12,13 +12,14 @@
 use std::collections::BTreeMap;
 
 use super::equal::{Comparison, Mtimes, Side};
+use super::untouched::Untouched;
 use super::{Change, ChangeKind};
 use crate::error::{IoContext, Result};
 use crate::layer::cursor::Cursor;
 use crate::layer::stack::{LayerStack, MergedDir, Visible};
 use crate::path::{Name, RelPath};
 use crate::progress::{Phase, Progress, ProgressFn, report};
-use crate::sys::stat::FileType;
+use crate::sys::stat::{FileType, Time};
 
 /// One path of either tree.
 #[derive(Debug)]
@@ -37,6 +38,8 @@ pub(crate) struct Difference<'a> {
 struct Frame {
     /// In the order in which they are visited.
     names: std::vec::IntoIter<Listed>,
+    /// Of the upper tree's.
+    untouched: Untouched,
 }
 
 /// A name, and the index of the layer that it comes from in each tree that has it.
@@ -53,8 +56,18 @@ pub(crate) fn between(
     lower: &LayerStack,
     progress: &mut ProgressFn<'_>,
 ) -> Result<Vec<Change>> {
+    between_since(upper, lower, None, progress)
+}
+
+/// As [`between`]; `since` is as for [`trees_since`].
+pub(crate) fn between_since(
+    upper: &LayerStack,
+    lower: &LayerStack,
+    since: Option<Time>,
+    progress: &mut ProgressFn<'_>,
+) -> Result<Vec<Change>> {
     let mut changes = Vec::new();
-    trees(upper, lower, Mtimes::Ignore, progress, &mut |difference| {
+    trees_since(upper, lower, Mtimes::Ignore, since, progress, &mut |difference| {
         if let Some(kind) = difference.kind {
             changes.push(Change { path: difference.path.clone(), kind });
         }
@@ -75,7 +88,27 @@ pub(crate) fn trees(
     progress: &mut ProgressFn<'_>,
     visit: &mut dyn FnMut(&Difference<'_>) -> Result<()>,
 ) -> Result<()> {
-    Walk::new(upper, lower, mtimes).run(RelPath::ROOT, Both::MayBeOne, progress, visit)
+    trees_since(upper, lower, mtimes, None, progress, visit)
+}
+
+/// As [`trees`]; `since` is the moment from which on the upper tree, made as a copy of the lower, has
+/// been edited, if that is known.
+pub(crate) fn trees_since(
+    upper: &LayerStack,
+    lower: &LayerStack,
+    mtimes: Mtimes,
+    since: Option<Time>,
+    progress: &mut ProgressFn<'_>,
+    visit: &mut dyn FnMut(&Difference<'_>) -> Result<()>,
+) -> Result<()> {
+    let mut walk = Walk::new(upper, lower, mtimes);
+    walk.since = since;
+    walk.run(RelPath::ROOT, Both::MayBeOne, progress, visit)
+}
+
+/// Whether two files are equal, their modification times included.
+pub(crate) fn are_equal(upper: &Visible, lower: &Visible, path: &RelPath) -> Result<bool> {
+    Comparison::new(Mtimes::Count).equal(side(upper), side(lower), path)
 }
 
 /// Visits every path below the directory `path` of `upper` as added.
@@ -105,12 +138,13 @@ struct Walk<'a> {
     upper: Cursor<'a>,
     lower: Cursor<'a>,
     comparison: Comparison,
+    since: Option<Time>,
 }
 
 impl<'a> Walk<'a> {
     fn new(upper: &'a LayerStack, lower: &'a LayerStack, mtimes: Mtimes) -> Self {
         let (upper, lower) = (Cursor::new(upper), Cursor::new(lower));
-        Walk { upper, lower, comparison: Comparison::new(mtimes) }
+        Walk { upper, lower, comparison: Comparison::new(mtimes), since: None }
     }
 
     fn run(
@@ -122,7 +156,8 @@ impl<'a> Walk<'a> {
     ) -> Result<()> {
         let mut done = Progress::new(Phase::Walk);
         let mut path = top;
-        let mut frames: Vec<Frame> = self.list(&path, both)?.into_iter().collect();
+        let root = Untouched::root(self.since);
+        let mut frames: Vec<Frame> = self.list(&path, both, root)?.into_iter().collect();
         while let Some(frame) = frames.last_mut() {
             let Some(listed) = frame.names.next() else {
                 frames.pop();
@@ -131,7 +166,7 @@ impl<'a> Walk<'a> {
             };
             done.entries += 1;
             report(progress, done)?;
-            match self.visit(&mut path, &listed, visit)? {
+            match self.visit(&mut path, &listed, frame.untouched, visit)? {
                 Some(frame) => frames.push(frame),
                 None => path.pop(),
             }
@@ -144,6 +179,7 @@ impl<'a> Walk<'a> {
         &mut self,
         path: &mut RelPath,
         listed: &Listed,
+        above: Untouched,
         visit: &mut dyn FnMut(&Difference<'_>) -> Result<()>,
     ) -> Result<Option<Frame>> {
         let new = self.upper.visible(path, &listed.name, listed.upper)?;
@@ -159,10 +195,12 @@ impl<'a> Walk<'a> {
             }
             return Ok(None);
         };
+        let untouched = above.entry(&new.stat);
         let kind = match &old {
             None => Some(ChangeKind::Added),
             Some(old) => {
-                let equal = self.comparison.equal(side(&new), side(old), path)?;
+                let equal = untouched.is_equal(&new, old)
+                    || self.comparison.equal(side(&new), side(old), path)?;
                 (!equal).then_some(ChangeKind::Modified)
             }
         };
@@ -175,11 +213,11 @@ impl<'a> Walk<'a> {
             Some(old) if old.stat.is_dir() => Both::Differ,
             _ => Both::UpperAlone,
         };
-        self.list(path, both)
+        self.list(path, both, untouched)
     }
 
     /// The names in a directory; none if both trees have the very same there.
-    fn list(&mut self, path: &RelPath, both: Both) -> Result<Option<Frame>> {
+    fn list(&mut self, path: &RelPath, both: Both, untouched: Untouched) -> Result<Option<Frame>> {
         let upper = self.upper.directory(path)?;
         let lower = match both {
             Both::UpperAlone => None,
@@ -197,7 +235,7 @@ impl<'a> Walk<'a> {
         let names = |dir: Option<&MergedDir>| dir.map(MergedDir::list).transpose();
         let (upper, lower) = (names(upper)?.unwrap_or_default(), names(lower)?.unwrap_or_default());
         let names = join(upper, lower, &shared);
-        Ok(Some(Frame { names: names.into_iter() }))
+        Ok(Some(Frame { names: names.into_iter(), untouched }))
     }
 }
 

@@ -131,6 +131,20 @@ impl Dir {
         self.open_regular(name, OFlags::RDONLY)
     }
 
+    /// Opens a regular file of this mode for reading. One that its owner has closed to himself is open
+    /// to him for that one moment.
+    pub(crate) fn open_file_of_mode(&self, name: &Name, mode: u32) -> io::Result<File> {
+        match self.open_file(name) {
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                self.chmod_at(name, mode | 0o400)?;
+                let opened = self.open_file(name);
+                self.chmod_at(name, mode)?;
+                opened
+            }
+            opened => opened,
+        }
+    }
+
     /// Opens a regular file for reading and writing.
     pub(crate) fn open_file_rw(&self, name: &Name) -> io::Result<File> {
         Ok(self.open_regular(name, OFlags::RDWR)?.0)
@@ -224,6 +238,13 @@ impl Dir {
         };
         let (old, new) = (old.as_bytes(), new.as_bytes());
         Ok(rustix::fs::renameat_with(&self.0, old, &new_dir.0, new, flags)?)
+    }
+
+    /// Exchanges two names, within one file system.
+    pub(crate) fn exchange(&self, name: &Name, other_dir: &Dir, other: &Name) -> io::Result<()> {
+        let (name, other) = (name.as_bytes(), other.as_bytes());
+        let flags = RenameFlags::EXCHANGE;
+        Ok(rustix::fs::renameat_with(&self.0, name, &other_dir.0, other, flags)?)
     }
 
     /// Its entries but `.` and `..`, in no order; none if it has been removed. Reads on a descriptor of

@@ -72,6 +72,7 @@ fn message(progress: Progress) -> String {
         Phase::Apply => "unpacking",
         Phase::Export => "packing",
         Phase::Walk => "walking",
+        Phase::Copy => "copying",
         Phase::Remove => "removing",
         _ => "working",
     };
