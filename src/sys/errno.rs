@@ -22,3 +22,11 @@ pub(crate) fn is_loop(e: &io::Error) -> bool {
 pub(crate) fn is_full(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }
+
+/// Whether two names cannot be exchanged on this file system, or one of them is not there.
+pub(crate) fn cannot_exchange(e: &io::Error) -> bool {
+    matches!(
+        e.raw_os_error(),
+        Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::EPERM | libc::ENOENT)
+    )
+}

@@ -8,9 +8,9 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, StatxFlags};
 
@@ -92,19 +92,79 @@ pub(crate) fn mount_point(id: u64) -> io::Result<Option<PathBuf>> {
         .map(|line| line.mount_point))
 }
 
+/// A directory by its file system, whatever it is mounted on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Major and minor, as mountinfo has them.
+    device: Vec<u8>,
+    path: PathBuf,
+}
+
+/// Where a directory is in its file system; none where the kernel does not tell.
+pub(crate) fn place_of(dir: impl AsFd) -> io::Result<Option<Place>> {
+    let id = ids(&dir)?.id;
+    let Some(path) = super::mount::where_is(&dir) else { return Ok(None) };
+    let table = std::fs::read("/proc/thread-self/mountinfo")?;
+    let line = table.split(|b| *b == b'\n').filter_map(parse_line).find(|line| line.id == id);
+    Ok(line.and_then(|line| {
+        let below = path.strip_prefix(&line.mount_point).ok()?;
+        Some(Place { device: line.device, path: line.root.join(below) })
+    }))
+}
+
+/// Whether `place` or something below it is mounted somewhere, or is the upper directory, named by the
+/// path `upper`, of an overlay mount: in any mount namespace of a process that the caller may look at.
+pub(crate) fn is_in_use(place: &Place, upper: &Path) -> io::Result<bool> {
+    let mut option = b"upperdir=".to_vec();
+    option.extend_from_slice(upper.as_os_str().as_bytes());
+    let mut seen = std::collections::HashSet::new();
+    for process in std::fs::read_dir("/proc")?.flatten() {
+        if !process.file_name().as_bytes().iter().all(u8::is_ascii_digit) {
+            continue;
+        }
+        let path = process.path();
+        // A namespace that cannot be told from others is looked at once more.
+        if let Ok(namespace) = std::fs::read_link(path.join("ns/mnt"))
+            && !seen.insert(namespace)
+        {
+            continue;
+        }
+        // It has ended, or is somebody else's.
+        let Ok(table) = std::fs::read(path.join("mountinfo")) else { continue };
+        if uses(&table, place, &option) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn uses(table: &[u8], place: &Place, upper: &[u8]) -> bool {
+    table.split(|b| *b == b'\n').any(|text| {
+        let Some(line) = parse_line(text) else { return false };
+        let is_bind = line.device == place.device && line.root.starts_with(&place.path);
+        let mut options =
+            text.rsplit(|b| *b == b' ').next().unwrap_or_default().split(|b| *b == b',');
+        is_bind || options.any(|option| unescape(option) == upper)
+    })
+}
+
 /// What is used of a line of mountinfo.
 #[derive(Debug, PartialEq, Eq)]
 struct Line {
     id: u64,
+    device: Vec<u8>,
+    root: PathBuf,
     mount_point: PathBuf,
 }
 
 fn parse_line(line: &[u8]) -> Option<Line> {
     let mut fields = line.split(|b| *b == b' ');
+    let path = |field| PathBuf::from(OsString::from_vec(unescape(field)));
     let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
-    // Between them: the parent's id, the device, the root.
-    let mount_point = PathBuf::from(OsString::from_vec(unescape(fields.nth(3)?)));
-    Some(Line { id, mount_point })
+    // Between them: the parent's id.
+    let device = fields.nth(1)?.to_vec();
+    let root = path(fields.next()?);
+    Some(Line { id, device, root, mount_point: path(fields.next()?) })
 }
 
 /// Undoes the kernel's `\ooo` for space, tab, newline, `#` and backslash.
@@ -146,7 +206,6 @@ pub(crate) fn boot_id() -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
 
     #[test]
     fn lines_of_mountinfo_give_id_and_unescaped_mount_point() {
@@ -157,6 +216,27 @@ mod tests {
         assert_eq!(line.mount_point, Path::new("/mnt two\\\nx"));
         assert_eq!(parse_line(b""), None);
         assert_eq!(parse_line(b"x 35"), None);
+    }
+
+    #[test]
+    fn a_directory_in_use_is_found_by_its_place_or_as_an_upper() {
+        let place = Place { device: b"8:1".to_vec(), path: "/store/snapshots/7/tree".into() };
+        let upper = b"upperdir=/a b/7/fs";
+        let used = |line: &[u8]| uses(line, &place, upper);
+        assert!(used(b"1 2 8:1 /store/snapshots/7/tree /mnt rw - ext4 /dev/sda rw"));
+        assert!(used(b"\n1 2 8:1 /store/snapshots/7/tree/etc /mnt rw - ext4 /dev/sda rw\n"));
+        assert!(!used(b"1 2 8:1 /store/snapshots/7/trees /mnt rw - ext4 /dev/sda rw"));
+        assert!(!used(b"1 2 8:2 /store/snapshots/7/tree /mnt rw - ext4 /dev/sda rw"));
+        assert!(used(b"1 2 0:9 / /mnt rw - overlay overlay rw,lowerdir=/l,upperdir=/a\\040b/7/fs"));
+        assert!(!used(b"1 2 0:9 / /mnt rw - overlay overlay rw,upperdir=/a\\040b/7/fs2"));
+    }
+
+    #[test]
+    fn a_directory_is_found_in_its_file_system() {
+        let tmp = tempfile::tempdir().unwrap();
+        let place = place_of(std::fs::File::open(tmp.path()).unwrap()).unwrap().unwrap();
+        assert!(place.path.ends_with(tmp.path().file_name().unwrap()));
+        assert!(!is_in_use(&place, Path::new("/none")).unwrap());
     }
 
     #[test]

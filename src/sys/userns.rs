@@ -1,4 +1,4 @@
-//! Which user namespace the caller is in.
+//! Which user namespace the caller is in, and what it may do there.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -15,4 +15,11 @@ pub(crate) fn is_initial() -> io::Result<bool> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(true),
         Err(e) => Err(e),
     }
+}
+
+/// Whether the calling thread has CAP_SYS_ADMIN in its user namespace, without which nothing can be
+/// mounted (capabilities(7)).
+pub(crate) fn may_administer() -> io::Result<bool> {
+    let capabilities = rustix::thread::capabilities(None)?;
+    Ok(capabilities.effective.contains(rustix::thread::CapabilitySet::SYS_ADMIN))
 }
