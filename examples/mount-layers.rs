@@ -35,10 +35,13 @@ fn run(image: Option<&Path>) -> Result<(), Box<dyn Error>> {
     println!("store at {} in format {}", store.root().display(), store.format());
 
     // What the driver can do here is found out by trying.
-    let probe = store.driver().probe(&ProbeTarget::new(store.root(), store.format()))?;
+    let driver = store.drivers().next().ok_or("there is no driver")?;
+    let probe = driver.probe(&ProbeTarget::new(store.root(), store.format()))?;
     if !probe.usable() {
         let why = if probe.mount.available { &probe.upper } else { &probe.mount };
-        return Err(format!("for now, mounting needs root: run this as root\n{why}").into());
+        let text = "mounting needs root: run this as root (others can use snapshots as copies: \
+                    Store::activate_in_place)";
+        return Err(format!("{text}\n{why}").into());
     }
 
     // Layers come in as archives, alone or in an image, and are committed: nobody changes them any

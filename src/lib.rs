@@ -7,8 +7,9 @@
 //!   contract is that of containerd's snapshotters: prepare, commit, view, remove, stat, update,
 //!   usage, walk, cleanup.
 //! - [`Mount`] is what must be mounted to see a snapshot, as plain data for whoever mounts, and
-//!   [`Guard`] a mount that this process made and that ends with it. A [`Driver`] makes mounts: today
-//!   there is one, the kernel's overlayfs.
+//!   [`Guard`] a mount that this process made and that ends with it. A [`Driver`] makes mounts: of the
+//!   kernel's overlayfs, or of copies, which can also be used without any mount
+//!   ([`Store::activate_in_place`]).
 //! - [`ImageLayout`] is a directory or tar file with OCI images: [`import_image`] takes them into a
 //!   store, [`save_image`] out of it.
 //!
@@ -123,9 +124,9 @@ pub use digest::{ChainId, DiffId, Digest};
 #[doc(hidden)]
 pub use driver::Rung;
 pub use driver::{
-    Driver, Feature, Guard, MAX_LAYERS, Mount, MountIdentity, MountOptions, MountRequest,
-    MountState, NamespaceId, OverlayDriver, Probe, ProbeTarget, Restrictions, UpperDir, Visibility,
-    unmount_at,
+    CopyDriver, Driver, Feature, Guard, MAX_LAYERS, Mount, MountIdentity, MountOptions,
+    MountRequest, MountState, NamespaceId, OverlayDriver, Probe, ProbeTarget, Restrictions, Shown,
+    UpperDir, Visibility, unmount_at,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use image::{

@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use stratafs::{
-    CommitOptions, Durability, DurablePoint, DurablePointHook, Labels, Store, ignore_progress,
+    CommitOptions, Durability, DurablePoint, DurablePointHook, Labels, Shown, Store,
+    ignore_progress,
 };
 use support::{model, script, suite};
 
@@ -57,6 +58,10 @@ fn calls_wait_no_more_often_than_promised_and_never_less_than_once() {
     promised("commit", 3, s.waits(|s| s.commit("base", "a", CommitOptions::new())));
     promised("prepare", 2, s.waits(|s| s.prepare("b", Some("base"), Labels::new())));
     promised("commit", 3, s.waits(|s| s.commit("top", "b", CommitOptions::new())));
+    promised("prepare", 2, s.waits(|s| s.prepare("c", Some("base"), Labels::new())));
+    let stop = &mut ignore_progress;
+    promised("make ready", 2, s.waits(|s| s.make_ready("c", Shown::InPlace, stop)));
+    promised("commit of a copy", 3, s.waits(|s| s.commit("copied", "c", CommitOptions::new())));
     promised("view", 2, s.waits(|s| s.view("v", Some("top"), Labels::new())));
     promised("update", 1, s.waits(|s| s.update("v", Labels::new(), &[])));
     promised("remove", 2, s.waits(|s| s.remove("v")));

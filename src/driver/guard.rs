@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use super::identity::{MountIdentity, MountState, NamespaceId};
 use super::target::MountPoint;
 use crate::error::{Error, ErrorKind, IoContext, Result};
-use crate::sys::mount::{Refusal, Unmount};
+use crate::sys::mount::{self as sys, Refusal, Unmount};
+use crate::sys::mountinfo;
 
 /// What an engine keeps of a mount that it made.
 pub(super) trait ActiveMount: fmt::Debug + Send + Sync {
@@ -79,7 +80,8 @@ impl Guard {
         self.held.push(what);
     }
 
-    /// The directory on which it is mounted, as it was given.
+    /// The directory on which it is mounted, as it was given; or, of a tree that is used
+    /// [in place](MountIdentity::is_in_place), the tree.
     pub fn target(&self) -> &Path {
         &self.target
     }
@@ -212,14 +214,68 @@ impl ActiveMount for KernelMount {
     }
 }
 
+/// A tree that is used where it is. As with a mount that the kernel keeps, the use ends by a call only,
+/// not with the process: a file stands for it.
+#[derive(Debug)]
+pub(super) struct InPlace {
+    tree: PathBuf,
+    identity: MountIdentity,
+}
+
+impl InPlace {
+    /// The file `lease` is the caller's to make.
+    pub(super) fn new(tree: PathBuf, lease: &Path) -> Result<Self> {
+        let dir = sys::open_dir_path(&tree).at("open tree", &tree)?;
+        let ids = mountinfo::ids(&dir).at("identify the mount of", &tree)?;
+        Ok(InPlace { tree, identity: MountIdentity::in_place(ids, lease)? })
+    }
+}
+
+impl ActiveMount for InPlace {
+    fn target(&self) -> &Path {
+        &self.tree
+    }
+
+    fn identity(&self) -> &MountIdentity {
+        &self.identity
+    }
+
+    fn state(&self) -> Result<MountState> {
+        self.identity.state(&self.tree)
+    }
+
+    /// Nobody knows whether files in it are in use.
+    fn unmount(&mut self, _: Unmount) -> Result<()> {
+        end_lease(&self.identity)
+    }
+
+    fn leave(self: Box<Self>) -> Result<MountIdentity> {
+        Ok(self.identity)
+    }
+}
+
+fn end_lease(identity: &MountIdentity) -> Result<()> {
+    let Some(lease) = identity.lease() else { return Ok(()) };
+    match std::fs::remove_file(&lease) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        done => done.at("remove", &lease),
+    }
+}
+
 /// Unmounts the topmost mount on `target`, unless files in it are in use. A symbolic link there is
-/// not followed. With `expect`, only if it is that mount.
+/// not followed. With `expect`, only if it is that mount; or ends the use of that tree, if it is used
+/// [in place](MountIdentity::is_in_place).
 ///
 /// # Errors
 /// [`ErrorKind::FailedPrecondition`] if nothing is mounted there, or something else than expected;
 /// [`ErrorKind::Busy`] while files in it are in use;
 /// [`ErrorKind::PermissionDenied`] without the rights.
 pub fn unmount_at(target: &Path, expect: Option<&MountIdentity>) -> Result<()> {
+    if let Some(expect) = expect
+        && expect.is_in_place()
+    {
+        return end_lease(expect);
+    }
     let point = MountPoint::open(target)?;
     let topmost = point.topmost().at("look at mount", target)?;
     let fault = if !point.is_mounted().at("look at mount", target)? {

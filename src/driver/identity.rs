@@ -1,6 +1,7 @@
 //! The identity of a mount: enough to know it again in another process, and after a restart.
 
-use std::path::Path;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +44,10 @@ pub struct MountIdentity {
     mount_namespace: NamespaceId,
     mount_id: u64,
     unique_id: Option<u64>,
+    /// The file that stands for the use of a tree that is not mounted; in bytes, since a path need not
+    /// be UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    lease: Option<Vec<u8>>,
 }
 
 /// What became of a mount.
@@ -68,7 +73,25 @@ impl MountIdentity {
             mount_namespace: NamespaceId::current()?,
             mount_id: ids.id,
             unique_id: ids.unique,
+            lease: None,
         })
+    }
+
+    /// Of a tree that is used where it is, on the mount of these ids, for as long as `lease` is there.
+    pub(super) fn in_place(ids: MountIds, lease: &Path) -> Result<Self> {
+        let lease = Some(lease.as_os_str().as_bytes().to_vec());
+        Ok(MountIdentity { lease, ..MountIdentity::new(ids)? })
+    }
+
+    /// The file that stands for the use of a tree that is not mounted.
+    pub(super) fn lease(&self) -> Option<PathBuf> {
+        let lease = self.lease.clone()?;
+        Some(PathBuf::from(std::ffi::OsString::from_vec(lease)))
+    }
+
+    /// Whether nothing is mounted: a tree is used where it is.
+    pub fn is_in_place(&self) -> bool {
+        self.lease.is_some()
     }
 
     /// The kernel's random name of the boot in which it was mounted.
@@ -108,6 +131,12 @@ impl MountIdentity {
             mountinfo::boot_id().at("identify this boot", "/proc/sys/kernel/random/boot_id")?;
         if boot_id != self.boot_id {
             return Ok(MountState::Gone);
+        }
+        if let Some(lease) = self.lease() {
+            return match lease.try_exists().at("look for", &lease)? {
+                true => Ok(MountState::Mounted),
+                false => Ok(MountState::Gone),
+            };
         }
         if NamespaceId::current()? != self.mount_namespace {
             return Ok(MountState::OtherNamespace);

@@ -4,9 +4,11 @@
 //! ways: with [`Mount`]s, plain data that anybody may carry out, as containerd's snapshotters do; or
 //! by mounting it and giving a [`Guard`], which unmounts when it is dropped.
 //!
-//! The engine here is [`OverlayDriver`], the kernel's overlayfs.
+//! The engines are [`OverlayDriver`], the kernel's overlayfs, and [`CopyDriver`], which needs nothing
+//! of the kernel and copies everything.
 
 mod bind;
+mod copy;
 mod guard;
 mod identity;
 mod mounts;
@@ -17,6 +19,7 @@ mod target;
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 
+pub use copy::CopyDriver;
 pub use guard::{Guard, Visibility, unmount_at};
 pub use identity::{MountIdentity, MountState, NamespaceId};
 pub use mounts::{Mount, Restrictions};
@@ -25,7 +28,7 @@ pub use probe::{Feature, Probe, ProbeTarget};
 
 pub(crate) use target::is_mount_point;
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::layer::LayerFormat;
 
 mod sealed {
@@ -48,7 +51,7 @@ pub struct MountOptions {
     /// Never syncs the upper directory: faster, and after a crash of the machine the upper is lost.
     /// The kernel refuses to mount such an upper again; discard it, or delete
     /// `work/incompat/volatile` in its work directory. Without meaning where there is no upper, or
-    /// no lower.
+    /// no lower, and for copies.
     pub volatile: bool,
     /// What the mount forbids. Containers need setuid and devices: the default forbids nothing.
     pub restrictions: Restrictions,
@@ -69,6 +72,9 @@ pub struct MountRequest {
     pub lower_has_marks: bool,
     /// A directory that is and stays empty: a second lower where the engine needs two.
     pub empty: PathBuf,
+    /// Where an engine that copies has the merged tree: a name on the file system of the layers, in a
+    /// directory of the caller's. What is there already is taken to be the tree. The default is none.
+    pub tree: Option<PathBuf>,
     /// How to mount it.
     pub options: MountOptions,
 }
@@ -82,9 +88,19 @@ impl MountRequest {
             format,
             lower_has_marks: true,
             empty: empty.into(),
+            tree: None,
             options: MountOptions::default(),
         }
     }
+}
+
+/// How a view is to be seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Shown {
+    /// By a mount, somewhere.
+    Mounted,
+    /// As a tree, where it is.
+    InPlace,
 }
 
 /// An engine. The trait is sealed: engines share the on-disk format, and that is this crate's.
@@ -98,7 +114,16 @@ pub trait Driver: sealed::Sealed + Debug + Send + Sync {
     /// Only if the directory given cannot be used for trials. What an engine cannot do is an answer.
     fn probe(&self, target: &ProbeTarget) -> Result<Probe>;
 
-    /// What has to be mounted, without mounting it and without looking at the layers.
+    /// The part of [`Driver::probe`] that tells, without mounting anything, whether the engine can work
+    /// there at all.
+    ///
+    /// # Errors
+    /// Why it does not: [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) if nothing that this
+    /// process could be given would help.
+    fn try_out(&self, target: &ProbeTarget) -> Result<()>;
+
+    /// What has to be mounted, without mounting it and without looking at the layers. For a request
+    /// that [needs a tree](Driver::needs_tree), that must have been made.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) for formats that only engines of
@@ -116,4 +141,44 @@ pub trait Driver: sealed::Sealed + Debug + Send + Sync {
     /// directory, or lies inside or above one of the layers; and whatever the kernel refuses, with
     /// its own text.
     fn activate(&self, request: &MountRequest, target: &Path) -> Result<Guard>;
+
+    /// Whether the view is shown as a tree at [`MountRequest::tree`], a copy of the layers that no
+    /// longer needs them. The default is that it is not: the layers themselves are used.
+    fn needs_tree(&self, _request: &MountRequest, _shown: Shown) -> bool {
+        false
+    }
+
+    /// Fails if the view surely cannot be shown so, before a tree is made for that. By default that is
+    /// known only of views in place, which an engine that has no trees cannot give.
+    ///
+    /// # Errors
+    /// Those of [`Driver::activate`] or [`Driver::activate_in_place`].
+    fn may_show(&self, _request: &MountRequest, shown: Shown) -> Result<()> {
+        match shown {
+            Shown::Mounted => Ok(()),
+            Shown::InPlace => Err(only_by_mounting(self.name())),
+        }
+    }
+
+    /// Gives the view as a plain directory, without mounting anything, for who may not: the guard's
+    /// target is where it is. `lease` is a file that stands for the use, which the caller makes once he
+    /// has the guard: while it is there the tree [counts as mounted](MountState::Mounted); ending the
+    /// use removes it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported), the default: the engine has no such
+    /// directory; or the request forbids something, which only a mount can.
+    fn activate_in_place(&self, _request: &MountRequest, _lease: &Path) -> Result<Guard> {
+        Err(only_by_mounting(self.name()))
+    }
+}
+
+fn only_by_mounting(driver: &str) -> Error {
+    Error::new(
+        ErrorKind::Unsupported,
+        format!(
+            "the driver {driver} shows snapshots by mounting alone: name a directory to mount on, or \
+             use the driver copy"
+        ),
+    )
 }

@@ -140,6 +140,10 @@ impl Driver for OverlayDriver {
         trial::probe(self, target)
     }
 
+    fn try_out(&self, target: &ProbeTarget) -> Result<()> {
+        trial::try_out(target)
+    }
+
     fn mounts(&self, request: &MountRequest) -> Result<Vec<Mount>> {
         Ok(vec![self.plan(request)?])
     }

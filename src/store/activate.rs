@@ -5,6 +5,9 @@
 //! its process died. A row names boot, mount namespace and unique mount id, so it cannot be mistaken
 //! for another mount at the same place; one whose mount is gone is removed by whoever comes by.
 //!
+//! A tree that is used in place, without a mount, has a row too, which stands for as long as that use
+//! lasts: the guard, or whoever deactivates it, removes the row.
+//!
 //! A row is not synced: it says nothing after a reboot. What a power cut leaves of it may be torn, so
 //! its file's name has the boot too, and rows of other boots are never read.
 
@@ -15,13 +18,15 @@ use std::path::{Path, PathBuf};
 use super::hold::{Hold, held};
 use super::metadata::Row;
 use super::snapshot::Kind;
+use super::staging::Staged;
 use super::{Store, staging, wrong_kind};
 use crate::driver::{
     Driver, Guard, Mount, MountIdentity, MountOptions, MountRequest, MountState, NamespaceId,
-    UpperDir, is_mount_point, unmount_at,
+    ProbeTarget, Shown, UpperDir, is_mount_point, unmount_at,
 };
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::marks;
+use crate::progress::ignore_progress;
 use crate::sys::lock::Sharing;
 use crate::sys::mountinfo;
 
@@ -37,6 +42,10 @@ struct MountRow {
 }
 
 impl MountRow {
+    fn new(snapshot: i64, target: &Path) -> MountRow {
+        MountRow { snapshot, target: target.as_os_str().as_bytes().to_vec(), identity: None }
+    }
+
     fn target(&self) -> PathBuf {
         PathBuf::from(OsString::from_vec(self.target.clone()))
     }
@@ -71,22 +80,34 @@ impl Drop for Kept {
 }
 
 impl Store {
-    /// The driver that mounts.
-    pub fn driver(&self) -> &dyn Driver {
-        self.driver.as_ref()
+    /// The drivers that show snapshots, as [`DriverChoice`](crate::DriverChoice) has them: the first
+    /// that works. There is at least one.
+    pub fn drivers(&self) -> impl Iterator<Item = &dyn Driver> {
+        self.drivers.iter().map(AsRef::as_ref)
     }
 
     /// What must be mounted to see the snapshot, as plain data, to be mounted by anybody. The same
-    /// for every call. What is mounted so is the caller's affair: the store does not know of it.
+    /// for every call. What is mounted so is the caller's affair: the store does not know of it. With a
+    /// driver that copies, the copy is made now.
     ///
     /// # Errors
     /// - [`ErrorKind::NotFound`].
     /// - [`ErrorKind::FailedPrecondition`]: a committed snapshot; make a view of it.
     /// - [`ErrorKind::LimitExceeded`]: more layers than the driver can mount.
     pub fn mounts(&self, key: &str, options: &MountOptions) -> Result<Vec<Mount>> {
-        let row = self.mountable(key)?;
+        let mut row = self.mountable(key)?;
         let request = self.request(&row, options)?;
-        let mounts = self.driver.mounts(&request)?;
+        let driver = self.driver_for(&row, &request)?;
+        let mounts = driver.mounts(&request)?;
+        let mut _hold = None;
+        if !self.is_ready(&row, &request, driver, Shown::Mounted)? {
+            let (held, hold) = self.hold_unmounted(key, &row)?;
+            row = held;
+            let stop = &mut ignore_progress;
+            self.make_ready_for(&row, &request, driver, Shown::Mounted, &hold, stop)?;
+            row = self.mountable(key)?;
+            _hold = Some(hold);
+        }
         self.unsettle(&row)?;
         if !row.handed_out {
             // Lost with the power, as are the mounts.
@@ -103,7 +124,115 @@ impl Store {
     /// - [`ErrorKind::PermissionDenied`], [`ErrorKind::Unsupported`]: the driver cannot mount here;
     ///   the message says why.
     pub fn activate(&self, key: &str, target: &Path, options: &MountOptions) -> Result<Guard> {
-        let row = self.mountable(key)?;
+        let (row, hold) = self.hold_unmounted(key, &self.mountable(key)?)?;
+        let target = target.canonicalize().at("find the mount point", target)?;
+        let request = self.request(&row, options)?;
+        let mount = |driver: &dyn Driver, row: &Row, path: &Path| {
+            let mut mount = MountRow::new(row.id, &target);
+            write_row(path, &mount)?;
+            let guard = match driver.activate(&request, &target) {
+                Ok(guard) => guard,
+                Err(e) => {
+                    remove_row(path)?;
+                    return Err(e);
+                }
+            };
+            // From here on a failure drops the guard, which unmounts.
+            mount.identity = Some(guard.identity().clone());
+            write_row(path, &mount)?;
+            Ok(guard)
+        };
+        self.show(key, row, hold, &request, Shown::Mounted, mount)
+    }
+
+    /// Gives the snapshot as a plain directory, [`Guard::target`], without mounting anything: what an
+    /// ordinary user can do. A copy of all that the snapshot shows is made there, unless it is one
+    /// already. Until the guard is dropped or its use is ended otherwise the snapshot counts as
+    /// mounted; files that are still open then are nobody's.
+    ///
+    /// Nothing keeps the owner of the store from writing to a view's copy; that changes no layer.
+    ///
+    /// ```
+    /// use stratafs::{Labels, MountOptions, Store, StoreOptions};
+    /// # let dir = std::env::temp_dir().join(format!("stratafs-in-place-{}", std::process::id()));
+    /// # let mut options = StoreOptions::new();
+    /// # options.format = Some(stratafs::LayerFormat::Aufs);
+    /// # let root = dir.join("store");
+    ///
+    /// let store = Store::open(&root, options)?;
+    /// store.prepare("work", None, Labels::new())?;
+    /// let mut guard = store.activate_in_place("work", &MountOptions::default())?;
+    /// std::fs::write(guard.target().join("hello"), "written to the copy").unwrap();
+    /// guard.unmount()?;
+    /// # std::fs::remove_dir_all(&dir).unwrap();
+    /// # Ok::<(), stratafs::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// - As [`Store::activate`].
+    /// - [`ErrorKind::Unsupported`]: the driver shows snapshots by mounting alone, or the options
+    ///   forbid something, which only a mount can.
+    /// - [`ErrorKind::NoSpace`]: there is no room for a copy.
+    pub fn activate_in_place(&self, key: &str, options: &MountOptions) -> Result<Guard> {
+        let (row, hold) = self.hold_unmounted(key, &self.mountable(key)?)?;
+        let request = self.request(&row, options)?;
+        let use_tree = |driver: &dyn Driver, row: &Row, path: &Path| {
+            let guard = driver.activate_in_place(&request, path)?;
+            let mut mount = MountRow::new(row.id, guard.target());
+            mount.identity = Some(guard.identity().clone());
+            write_row(path, &mount)?;
+            Ok(guard)
+        };
+        self.show(key, row, hold, &request, Shown::InPlace, use_tree)
+    }
+
+    /// Shows a held snapshot by the first driver that can.
+    fn show(
+        &self,
+        key: &str,
+        row: Row,
+        hold: Hold,
+        request: &MountRequest,
+        shown: Shown,
+        by: impl Fn(&dyn Driver, &Row, &Path) -> Result<Guard>,
+    ) -> Result<Guard> {
+        let path = self.row_path(row.id)?;
+        let drivers = self.drivers_for(&row)?;
+        let last = drivers.len().saturating_sub(1);
+        for (i, driver) in drivers.into_iter().enumerate() {
+            let show = || {
+                driver.may_show(request, shown)?;
+                let stop = &mut ignore_progress;
+                self.make_ready_for(&row, request, driver, shown, &hold, stop)?;
+                // Its tree may have been made a layer, and so settled it.
+                self.unsettle(&self.mountable(key)?)?;
+                by(driver, &row, &path)
+            };
+            match show() {
+                Ok(mut guard) => {
+                    guard.hold(Box::new(Kept { row: path, _hold: hold }));
+                    return Ok(guard);
+                }
+                Err(e) if i < last && e.kind() == ErrorKind::Unsupported => {
+                    if shown == Shown::Mounted {
+                        tracing::warn!("copying, since {} does not work: {e}", driver.name());
+                    }
+                }
+                Err(e) if i < last && e.kind() == ErrorKind::PermissionDenied => {
+                    return Err(e.context(format!(
+                        "the driver {} may not mount; a copy needs no mount: activate {key:?} in \
+                         place (`stratafs mount KEY`, without a directory)",
+                        driver.name()
+                    )));
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Err(Error::new(ErrorKind::Unsupported, "there is no driver"))
+    }
+
+    /// Holds a snapshot that this store has mounted nowhere, and reads it again.
+    pub(super) fn hold_unmounted(&self, key: &str, row: &Row) -> Result<(Row, Hold)> {
         let hold = self.try_hold(row.id, Sharing::Exclusive)?.ok_or_else(|| held(&row.info))?;
         // It may have been removed or committed before it was held.
         let row = match self.metadata.read(|tx| tx.find(key))? {
@@ -114,31 +243,48 @@ impl Store {
             }
         };
         self.not_mounted(&row)?;
-        let target = target.canonicalize().at("find the mount point", target)?;
-        let request = self.request(&row, options)?;
-        self.unsettle(&row)?;
-        let mut mount = MountRow {
-            snapshot: row.id,
-            target: target.as_os_str().as_bytes().to_vec(),
-            identity: None,
-        };
-        let path = self.row_path(row.id)?;
-        write_row(&path, &mount)?;
-        let mut guard = match self.driver.activate(&request, &target) {
-            Ok(guard) => guard,
-            Err(e) => {
-                remove_row(&path)?;
-                return Err(e);
-            }
-        };
-        // From here on a failure drops the guard, which unmounts.
-        mount.identity = Some(guard.identity().clone());
-        write_row(&path, &mount)?;
-        guard.hold(Box::new(Kept { row: path, _hold: hold }));
-        Ok(guard)
+        Ok((row, hold))
     }
 
-    /// Unmounts what [`Store::activate`] mounted at `target` and a guard left there.
+    /// The drivers to try for a snapshot. One that stands as a copy stays one, if no driver was chosen.
+    fn drivers_for(&self, row: &Row) -> Result<Vec<&dyn Driver>> {
+        let all: Vec<&dyn Driver> = self.drivers().collect();
+        match all.split_last() {
+            Some((last, [_, ..])) if self.tree_dir(row)?.is_some() => Ok(vec![*last]),
+            _ => Ok(all),
+        }
+    }
+
+    /// The driver whose mounts are given to others: the first that they could mount.
+    pub(super) fn driver_for(&self, row: &Row, request: &MountRequest) -> Result<&dyn Driver> {
+        let drivers = self.drivers_for(row)?;
+        let (first, last) = match (drivers.first(), drivers.last()) {
+            (Some(first), Some(last)) => (*first, *last),
+            _ => return Err(Error::new(ErrorKind::Unsupported, "there is no driver")),
+        };
+        if drivers.len() == 1 {
+            return Ok(first);
+        }
+        // Whoever mounts them may have rights that this process lacks.
+        let unsupported = |e: &Error| e.kind() == ErrorKind::Unsupported;
+        let falls_back = first.mounts(request).as_ref().is_err_and(unsupported)
+            || *self.fallen_back.get_or_init(|| {
+                let tried = Staged::new(&self.layout).and_then(|staged| {
+                    let dir = self.layout.path.join("staging").join(staged.name());
+                    first.try_out(&ProbeTarget::new(dir, self.layout.format))
+                });
+                if let Err(e) = &tried
+                    && unsupported(e)
+                {
+                    tracing::warn!("copying, since {} does not work: {e}", first.name());
+                }
+                tried.as_ref().is_err_and(unsupported)
+            });
+        Ok(if falls_back { last } else { first })
+    }
+
+    /// Unmounts what [`Store::activate`] mounted at `target` and a guard left there; or ends the use of
+    /// the copy `target` that [`Store::activate_in_place`] gave.
     ///
     /// # Errors
     /// - [`ErrorKind::NotFound`]: this store has nothing mounted there.
@@ -197,7 +343,7 @@ impl Store {
         Ok(swept)
     }
 
-    fn mountable(&self, key: &str) -> Result<Row> {
+    pub(super) fn mountable(&self, key: &str) -> Result<Row> {
         let row = self.metadata.read(|tx| tx.get(key))?;
         match row.info.kind {
             Kind::Active | Kind::View => Ok(row),
@@ -213,7 +359,7 @@ impl Store {
         Ok(())
     }
 
-    fn request(&self, row: &Row, options: &MountOptions) -> Result<MountRequest> {
+    pub(super) fn request(&self, row: &Row, options: &MountOptions) -> Result<MountRequest> {
         let chain = self.metadata.read(|tx| tx.chain(row.id))?;
         let (own, parents) = chain.split_first().ok_or_else(|| held(&row.info))?;
         let fs = |row: &Row| self.layout.snapshot_path(row.id, "fs");
@@ -233,6 +379,7 @@ impl Store {
             }
         }
         request.upper = upper;
+        request.tree = Some(self.layout.snapshot_path(own.id, "tree"));
         // Unless it is known to bear none.
         request.lower_has_marks = parents.first().is_some_and(|p| p.has_marks != Some(false));
         request.options = *options;

@@ -104,6 +104,10 @@ impl Store {
         let object = format!("snapshot {:?}", row.info.key);
         let layer = match self.layout.layer_dir(row.id) {
             Ok(layer) => layer,
+            // Folding its tree was interrupted, or will be over soon.
+            Err(_) if row.info.kind == Kind::Active && self.tree_dir(row)?.is_some() => {
+                return Ok(());
+            }
             Err(e) => {
                 report.add(object, format!("{e}; remove it"));
                 return Ok(());

@@ -2,7 +2,8 @@
 //!
 //! A settled layer refers to nothing below it (no redirect, no metacopy), and its usage is known. The
 //! note that a snapshot is settled goes when it is handed out for mounting; mounts that outlive the
-//! settling are their owner's to take down first.
+//! settling are their owner's to take down first. What is used as a tree is made a layer by it
+//! (`trees`).
 
 use super::hold::Hold;
 use super::metadata::Row;
@@ -16,7 +17,7 @@ use crate::layer::walk::{Descend, has_vanished, walk};
 use crate::layer::{LayerFormat, Usage};
 use crate::progress::{Phase, Progress, ProgressFn, ignore_progress, report};
 use crate::sys::dir::Dir;
-use crate::sys::lock::Sharing;
+use crate::sys::lock::{Flock, Sharing};
 use crate::sys::xattr::Of;
 
 impl Store {
@@ -30,7 +31,7 @@ impl Store {
     pub fn settle(&self, key: &str, progress: &mut ProgressFn<'_>) -> Result<Usage> {
         let needed = "only an active one can be settled";
         let (row, hold) = self.hold_active(key, self.active(key, needed)?, needed)?;
-        let settled = self.inspect(&row, progress)?;
+        let (settled, _folding) = self.up_to_date(&row, progress)?;
         // While it is mounted it may change again.
         if hold.is_some() && self.is_unmounted(&row)? {
             // The note must not outlive a power cut that loses what it is about.
@@ -50,7 +51,8 @@ impl Store {
     /// Makes an active snapshot immutable, under the name `name`; the key is free afterwards.
     ///
     /// Settles first, if [`Store::settle`] was not called after the last mount. Legal while mounted,
-    /// as in containerd; writes that come later are then part of the committed layer.
+    /// as in containerd; writes that come later are then part of the committed layer, but for those to
+    /// a copy ([`CopyDriver`](crate::CopyDriver)), which are lost.
     ///
     /// # Errors
     /// - [`ErrorKind::AlreadyExists`]: the name is in use; the active snapshot stays.
@@ -67,9 +69,13 @@ impl Store {
             new_parent(tx, &row, options.parent.as_deref()).map(drop)
         })?;
         let (row, hold) = self.hold_active(key, row, needed)?;
-        let settled = match (row.settled, row.info.usage, row.has_marks) {
-            (true, Some(usage), Some(has_marks)) => (usage, has_marks),
-            _ => self.inspect(&row, &mut ignore_progress)?,
+        let had_tree = self.tree_dir(&row)?.is_some();
+        let (settled, _folding) = match (row.settled, row.info.usage, row.has_marks) {
+            (true, Some(usage), Some(has_marks)) => {
+                let folding = had_tree.then(|| self.lock_folding(&row)).transpose()?;
+                ((usage, has_marks), folding)
+            }
+            _ => self.up_to_date(&row, &mut ignore_progress)?,
         };
         self.waits.sync_files(&self.layout.layer_dir(row.id)?)?;
         let row = self.durably(|tx| {
@@ -81,9 +87,16 @@ impl Store {
             tx.commit_as(&row, name, parent, &options.labels, settled)?;
             tx.get(name)
         })?;
-        if hold.is_some() && !row.handed_out {
+        if hold.is_some() && (had_tree || !row.handed_out) {
             match self.is_unmounted(&row) {
-                Ok(true) => self.drop_workdir(row.id),
+                Ok(true) => {
+                    if had_tree {
+                        self.drop_committed_tree(&row);
+                    }
+                    if !row.handed_out {
+                        self.drop_workdir(row.id);
+                    }
+                }
                 Ok(false) => {}
                 // It is committed all the same.
                 Err(e) => {
@@ -92,6 +105,20 @@ impl Store {
             }
         }
         Ok(row.info)
+    }
+
+    /// Makes sure that the layer is what the snapshot shows, adds it up, and sees that it refers to
+    /// nothing below it. The lock is to be kept until that is noted.
+    fn up_to_date(
+        &self,
+        row: &Row,
+        progress: &mut ProgressFn<'_>,
+    ) -> Result<((Usage, bool), Option<Flock>)> {
+        if self.ahead(row)?.is_some() {
+            let folded = self.fold(row, progress)?;
+            return Ok((folded.settled, Some(folded.folding)));
+        }
+        Ok((self.inspect(row, progress)?, None))
     }
 
     /// Holds the snapshot of `row`, if nobody else does, and reads it again: it may have been mounted,

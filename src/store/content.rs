@@ -52,12 +52,16 @@ impl Store {
     /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound): there is no such snapshot.
     pub fn provenance(&self, key: &str, path: &RelPath) -> Result<Option<String>> {
         let chain = self.metadata.read(|tx| tx.chain(tx.get(key)?.id))?;
-        let visible = self.stack(&chain)?.lookup(path)?;
-        Ok(visible.and_then(|v| chain.get(v.layer)).map(|row| row.info.key.clone()))
+        let layer = match chain.first() {
+            Some(own) if self.ahead(own)?.is_some() => self.tree_provenance(own, path)?,
+            _ => self.stack(&chain)?.lookup(path)?.map(|visible| visible.layer),
+        };
+        Ok(layer.and_then(|layer| chain.get(layer)).map(|row| row.info.key.clone()))
     }
 
     /// How a snapshot differs from its parent, sorted by path; of one without a parent everything is
-    /// an addition. Reads the snapshot's own layer, and of the parents only what it touches.
+    /// an addition. Reads the snapshot's own layer, and of the parents only what it touches; of one that
+    /// is used as a copy, all of both is looked at.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound);
@@ -66,6 +70,7 @@ impl Store {
     pub fn changes(&self, key: &str, progress: &mut ProgressFn<'_>) -> Result<Vec<Change>> {
         let chain = self.metadata.read(|tx| tx.chain(tx.get(key)?.id))?;
         match chain.split_first() {
+            Some((own, _)) if self.ahead(own)?.is_some() => self.tree_changes(own, progress),
             Some((own, parents)) => {
                 self.stands_alone(own, progress)?;
                 changes::upper(&self.branch(own)?, &self.stack(parents)?, progress)
@@ -96,10 +101,24 @@ impl Store {
             return Err(Error::new(ErrorKind::Corrupt, format!("{key:?} has no layers")));
         };
         let _hold = self.try_hold(own.id, Sharing::Shared)?;
-        self.stands_alone(own, progress)?;
+        // Dropped, it is removed.
+        let mut staged = None;
+        let layer = match self.ahead(own)? {
+            Some(_) => {
+                let (place, delta) = self.delta(own, progress)?;
+                staged = Some(place);
+                Branch { dir: Arc::new(delta), format: self.layout.format }
+            }
+            None => {
+                self.stands_alone(own, progress)?;
+                self.branch(own)?
+            }
+        };
         let parents = self.stack(parents)?;
-        archive::export(&self.branch(own)?, Some(&parents), out, options, progress)
-            .map_err(|e| e.context(format!("export of snapshot {key:?} failed")))
+        let exported = archive::export(&layer, Some(&parents), out, options, progress)
+            .map_err(|e| e.context(format!("export of snapshot {key:?} failed")));
+        drop(staged);
+        exported
     }
 
     /// What makes the snapshot `key` from the snapshot `from`, or from the empty tree, sorted by path:
@@ -162,6 +181,9 @@ impl Store {
         let Some(own) = chain.first() else {
             return Err(Error::new(ErrorKind::Corrupt, format!("{key:?} has no layers")));
         };
+        if let Some(tree) = self.ahead(own)? {
+            return Ok((own.id, LayerStack::plain(tree.dir)));
+        }
         self.stands_alone(own, progress)?;
         Ok((own.id, self.stack(&chain)?))
     }

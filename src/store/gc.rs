@@ -23,6 +23,8 @@ pub struct GcReport {
     pub orphans: u64,
     /// Workdirs of committed snapshots.
     pub workdirs: u64,
+    /// Trees of snapshots that were in use when those were committed.
+    pub trees: u64,
     /// Removed snapshots whose files had not gone yet.
     pub trash: u64,
     /// Layers of imports that never became an image.
@@ -41,6 +43,9 @@ impl Store {
     pub fn gc(&self, progress: &mut ProgressFn<'_>) -> Result<GcReport> {
         let mut report = self.sweep_counted()?;
         for row in self.metadata.read(|tx| tx.every())? {
+            if row.info.kind == Kind::Committed {
+                report.trees += u64::from(self.sweep_tree(&row)?);
+            }
             if row.info.kind == Kind::Committed && !row.handed_out {
                 report.workdirs += u64::from(self.sweep_workdir(&row)?);
             }

@@ -71,7 +71,9 @@ impl Store {
     }
 
     /// What a snapshot takes on disk, its parents not counted. Stored for committed and settled ones;
-    /// an active one is walked, without any lock. A view takes nothing of its own.
+    /// an active one is walked, without any lock. A view takes nothing of its own. Of a snapshot that is
+    /// used as a copy it is what its layer would take; what the copy itself takes is its image's size,
+    /// less what it shares with the layers.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`], and those of the file system.
@@ -80,6 +82,7 @@ impl Store {
         match (row.info.kind, row.settled, row.info.usage) {
             (Kind::View, ..) => Ok(Usage::default()),
             (_, true, Some(usage)) => Ok(usage),
+            _ if self.ahead(&row)?.is_some() => self.delta_usage(&row),
             _ => usage::count(&self.layout.layer_dir(row.id)?, &mut || Ok(())),
         }
     }

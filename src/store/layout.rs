@@ -6,6 +6,7 @@
 //!   metadata.db          SQLite, with its -wal and -shm, or -journal
 //!   snapshots/<id>/fs    the layer: upperdir or lowerdir                0755
 //!   snapshots/<id>/work  overlay's workdir, of active snapshots         0700
+//!   snapshots/<id>/tree  all that it shows, for engines that copy; and tree.stamp (`trees`)
 //!   staging/ trash/      being made; being removed
 //!   blobs/sha256/<hex>   manifests, configurations; layers as they came, if they are kept
 //!   reserve              given up first when the disk is full

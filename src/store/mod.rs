@@ -11,7 +11,8 @@
 //! 1. the root directory's: while a store is opened or created;
 //! 2. `staging/`'s: shared while an entry is made, exclusive while abandoned ones are looked for;
 //! 3. a snapshot directory's (`hold`): exclusive while it is made, mounted, committed or removed,
-//!    shared while something long is made on top of it;
+//!    shared while something long is made on top of it; and, if it is used as a tree, that of its
+//!    `work` directory while the layer is brought up to date (`trees`);
 //! 4. `blobs/sha256`'s: shared while an image is written, exclusive while unused blobs are removed;
 //! 5. the database's, last and shortest: no file is touched under it.
 //!
@@ -36,11 +37,13 @@ mod prepare;
 mod remove;
 mod snapshot;
 mod staging;
+mod trees;
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
-use crate::driver::{Driver, OverlayDriver};
+use crate::driver::{CopyDriver, Driver, OverlayDriver};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::LayerFormat;
 use crate::sys::fs_features;
@@ -105,20 +108,36 @@ impl StoreOptions {
 }
 
 /// Which engine mounts snapshots.
+///
+/// All engines work on one format: a snapshot may be used with one, and with another when it is no
+/// longer mounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum DriverChoice {
-    /// The best that there is; today the kernel's overlayfs.
+    /// The best that works: the kernel's overlayfs; or, for a store or kernel that it cannot serve
+    /// whatever rights this process had, copies, with a warning in the log. A snapshot that stands as
+    /// a copy already is used as one.
+    ///
+    /// A process that merely may not mount gets no copies unasked: to copy a whole image for every
+    /// container is what fills disks unseen, and a copy could not be mounted either. It is told of
+    /// them, and can ask: by [`Store::activate_in_place`], or by choosing the driver.
     #[default]
     Auto,
     /// The kernel's overlayfs.
     Overlay,
+    /// A copy of all that a snapshot shows.
+    Copy,
 }
 
 impl DriverChoice {
-    fn driver(self) -> Box<dyn Driver> {
+    /// New engines, in the order in which they are tried.
+    pub fn drivers(self) -> Vec<Box<dyn Driver>> {
+        let overlay = || Box::new(OverlayDriver::new());
+        let copy = || Box::new(CopyDriver::new());
         match self {
-            DriverChoice::Auto | DriverChoice::Overlay => Box::new(OverlayDriver::new()),
+            DriverChoice::Auto => vec![overlay(), copy()],
+            DriverChoice::Overlay => vec![overlay()],
+            DriverChoice::Copy => vec![copy()],
         }
     }
 }
@@ -132,7 +151,10 @@ pub struct Store {
     layout: Layout,
     metadata: Metadata,
     waits: Waits,
-    driver: Box<dyn Driver>,
+    /// Never empty.
+    drivers: Vec<Box<dyn Driver>>,
+    /// Whether overlayfs cannot serve this store at all; none until somebody must know.
+    fallen_back: OnceLock<bool>,
     run_dir: PathBuf,
 }
 
@@ -167,8 +189,9 @@ impl Store {
         let run_dir = options.run_dir.unwrap_or_else(|| layout.path.join("run"));
         drop(lock);
         let waits = Waits { durability: options.durability, hook: options.on_durable_point };
-        let driver = options.driver.driver();
-        let store = Store { layout, metadata, waits, driver, run_dir };
+        let drivers = options.driver.drivers();
+        let fallen_back = OnceLock::new();
+        let store = Store { layout, metadata, waits, drivers, fallen_back, run_dir };
         match store.sweep() {
             // A full or read-only disk is no reason not to open: `remove` must work.
             Err(e) if matches!(e.kind(), ErrorKind::NoSpace | ErrorKind::ReadOnly) => {

@@ -55,6 +55,11 @@ impl<'s> Staged<'s> {
         Ok(Staged { layout, name: entry, dir, lock })
     }
 
+    /// Its name in `staging/`.
+    pub(super) fn name(&self) -> &std::ffi::OsStr {
+        self.name.as_os_str()
+    }
+
     /// Its directory.
     pub(super) fn dir(&self) -> &Dir {
         &self.dir

@@ -5,7 +5,10 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use stratafs::{ApplyOptions, CommitOptions, Kind, Labels, Progress, Store, ignore_progress};
+use stratafs::{
+    ApplyOptions, CommitOptions, Kind, Labels, MountOptions, Progress, Shown, Store,
+    ignore_progress,
+};
 
 use super::imported;
 use super::model::{Model, Node, Snapshot, Tree, upper_dir};
@@ -158,6 +161,52 @@ pub const SCRIPT: &[Step] = &[
         },
     },
     Step {
+        name: "make a copy",
+        run: |store| {
+            store.prepare("e", Some("base"), Labels::new()).unwrap();
+            store.make_ready("e", Shown::InPlace, &mut ignore_progress).unwrap();
+        },
+        states: |m| one(m, |m| insert(m, "e", Kind::Active, Some("base"), Labels::new(), None)),
+    },
+    Step {
+        name: "write to the copy",
+        run: |store| {
+            let tree = only_tree(store);
+            fs::write(tree.join("copied"), vec![b'c'; 70_000]).unwrap();
+            fs::remove_file(tree.join("base/2")).unwrap();
+        },
+        states: |m| vec![m.clone()],
+    },
+    Step {
+        name: "settle the copy",
+        run: |store| {
+            store.settle("e", &mut ignore_progress).unwrap();
+        },
+        states: |m| vec![m.clone()],
+    },
+    Step {
+        name: "write to the settled copy",
+        run: |store| {
+            // As whoever is about to write does.
+            store.mounts("e", &MountOptions::default()).unwrap();
+            fs::remove_file(only_tree(store).join("base/3")).unwrap();
+        },
+        states: |m| vec![m.clone()],
+    },
+    Step {
+        name: "commit the copy",
+        run: |store| drop(store.commit("copied", "e", CommitOptions::new()).unwrap()),
+        states: |m| {
+            let tree = Tree::from([
+                ("base".into(), Node::Dir),
+                ("base/2".into(), Node::Whiteout),
+                ("base/3".into(), Node::Whiteout),
+                ("copied".into(), Node::File(vec![b'c'; 70_000])),
+            ]);
+            one(m, |m| committed(m, "copied", "e", tree))
+        },
+    },
+    Step {
         name: "remove a committed snapshot",
         run: |store| store.remove("applied on top").unwrap(),
         states: |m| one(m, |m| drop(m.snapshots.remove("applied on top").unwrap())),
@@ -194,6 +243,13 @@ pub const SCRIPT: &[Step] = &[
     },
     Step { name: "import an image", run: imported::import, states: imported::states },
 ];
+
+/// The tree of the one snapshot that has one.
+fn only_tree(store: &Store) -> PathBuf {
+    let dirs = fs::read_dir(store.root().join("snapshots")).unwrap();
+    let mut trees = dirs.map(|dir| dir.unwrap().path().join("tree")).filter(|tree| tree.exists());
+    trees.next().unwrap()
+}
 
 /// Applies the archive of [`applied_tree`].
 pub fn apply(

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use stratafs::{Filter, Platform};
+use stratafs::{DriverChoice, Filter, Platform};
 
 /// Part of `--help`, and of the README; `failure.rs` is where the codes come from.
 const EXIT_CODES: &str = "\
@@ -45,7 +45,7 @@ pub(crate) struct Arguments {
     /// ~/.local/share/stratafs
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) root: Option<PathBuf>,
-    /// What mounts layers
+    /// What shows snapshots
     #[arg(long, global = true, value_enum, value_name = "DRIVER", default_value = "auto")]
     pub(crate) driver: DriverName,
     /// Print JSON; logs are silent unless asked for by --verbose
@@ -60,10 +60,22 @@ pub(crate) struct Arguments {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum DriverName {
-    /// The best that works here
+    /// The best that works here: overlay; copy only where overlay never can
     Auto,
     /// The kernel's overlayfs
     Overlay,
+    /// A copy of everything, for each snapshot; needs no right to mount
+    Copy,
+}
+
+impl DriverName {
+    pub(crate) fn choice(self) -> DriverChoice {
+        match self {
+            DriverName::Auto => DriverChoice::Auto,
+            DriverName::Overlay => DriverChoice::Overlay,
+            DriverName::Copy => DriverChoice::Copy,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -71,7 +83,7 @@ pub(crate) enum Command {
     /// Show versions, the store's format, and what can be mounted here
     #[command(after_help = "Examples:
   stratafs info
-  stratafs --json info | jq .driver.features")]
+  stratafs --json info | jq '.drivers[].mount'")]
     Info,
 
     /// Bring an image into the store
@@ -137,12 +149,17 @@ pub(crate) enum Command {
     Mounts(Key),
 
     /// Mount an active snapshot or view on a directory, until `umount`
+    ///
+    /// Mounting takes root, or a user and mount namespace of one's own (`unshare -Urm`). Without a
+    /// directory no right is needed: the snapshot is copied to a plain directory, which is printed, and
+    /// is to be used there until `umount` of that directory. Edits in it count as in any mount.
     #[command(after_help = "Examples:
   stratafs mount web-1 /mnt
-  stratafs umount /mnt")]
+  stratafs umount /mnt
+  dir=$(stratafs mount web-1) && echo hello > \"$dir/hello\" && stratafs umount \"$dir\"")]
     Mount(Mount),
 
-    /// Unmount what `mount` mounted
+    /// Unmount what `mount` mounted, or end the use of the copy that it printed
     #[command(after_help = "Examples:
   stratafs umount /mnt")]
     Umount(Umount),
@@ -329,13 +346,14 @@ pub(crate) struct Prepare {
 pub(crate) struct Mount {
     /// The snapshot: active, or a view
     pub(crate) key: String,
-    /// Where to mount it
-    pub(crate) dir: PathBuf,
+    /// Where to mount it. Without it nothing is mounted: the snapshot is shown as a copy, and where that
+    /// is is printed
+    pub(crate) dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Umount {
-    /// Where it is mounted
+    /// Where it is mounted, or what `mount` printed
     pub(crate) dir: PathBuf,
 }
 

@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::OverlayDriver;
 use crate::driver::{Driver, Feature, MountRequest, Probe, ProbeTarget, UpperDir};
-use crate::error::{IoContext, Result};
+use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::LayerFormat;
-use crate::sys::fs_features;
-use crate::sys::mount::Refusal;
+use crate::sys::mount::{FsContext, Refusal};
+use crate::sys::{errno, fs_features};
 
 pub(super) fn probe(driver: &OverlayDriver, target: &ProbeTarget) -> Result<Probe> {
     let room = Room::make(&target.dir)?;
@@ -37,6 +37,28 @@ pub(super) fn probe(driver: &OverlayDriver, target: &ProbeTarget) -> Result<Prob
     });
     features.extend(parts.into_iter().map(|part| part.feature));
     Ok(Probe { driver: driver.name(), file_system, mount, upper, features })
+}
+
+/// What can be found out without a mount, which would stay if this process died in the middle.
+pub(super) fn try_out(target: &ProbeTarget) -> Result<()> {
+    if let Err(e) = FsContext::open("overlay")
+        && Refusal::of(&e) == Refusal::NoSuchFileSystem
+    {
+        return Err(Error::new(ErrorKind::Unsupported, "this kernel has no overlayfs"));
+    }
+    let room = Room::make(&target.dir)?;
+    let file_system = fs::File::open(&room.0)
+        .and_then(fs_features::file_system_name)
+        .at("identify the file system of", &room.0)?;
+    let parts = upper_parts(&room.0);
+    let Some(missing) = missing_part(&parts, target.format) else { return Ok(()) };
+    // Another overlay says that its whiteouts are forbidden.
+    let may_help = missing.forbidden && fs_features::known_as_upper(&file_system);
+    if may_help || missing.full {
+        return Ok(());
+    }
+    let Feature { name, reason, .. } = &missing.feature;
+    Err(Error::new(ErrorKind::Unsupported, lacking(&file_system, name, reason)))
 }
 
 /// A directory for trials, removed with all that is in it.
@@ -74,14 +96,17 @@ struct Part {
     feature: Feature,
     /// The file system may have it, but this process may not use it.
     forbidden: bool,
+    /// The file system may have it, but there is no room to try.
+    full: bool,
 }
 
 impl Part {
     fn tried(name: &'static str, done: io::Result<()>) -> Self {
         match done {
-            Ok(()) => Part { feature: Feature::yes(name, ""), forbidden: false },
+            Ok(()) => Part { feature: Feature::yes(name, ""), forbidden: false, full: false },
             Err(e) => Part {
                 forbidden: Refusal::of(&e) == Refusal::NotPermitted,
+                full: errno::is_full(&e),
                 feature: Feature::no(name, e),
             },
         }
@@ -124,14 +149,7 @@ fn upper_feature(
     format: LayerFormat,
     mount: &Feature,
 ) -> Feature {
-    let xattr = match format {
-        LayerFormat::OverlayTrusted => "trusted-xattr",
-        _ => "user-xattr",
-    };
-    let needed = ["create", "d_type", "whiteout-device", xattr];
-    let missing =
-        parts.iter().find(|part| !part.feature.available && needed.contains(&part.feature.name));
-    let Some(missing) = missing else {
+    let Some(missing) = missing_part(parts, format) else {
         return match mount.available {
             true => Feature::yes("upper", file_system),
             false => Feature::no(
@@ -151,12 +169,26 @@ fn upper_feature(
                 "this process may not use, on the file system, {file_system}, what an upper \
                  directory needs: {name}: {reason}"
             ),
-            false => format!(
-                "overlayfs cannot use the file system, {file_system}, for an upper directory: it \
-                 lacks {name}: {reason}"
-            ),
+            false => lacking(file_system, name, reason),
         },
     )
+}
+
+fn lacking(file_system: &str, name: &str, reason: &str) -> String {
+    format!(
+        "overlayfs cannot use the file system, {file_system}, for an upper directory: it lacks \
+         {name}: {reason}"
+    )
+}
+
+/// The first part that an upper directory needs and has not.
+fn missing_part(parts: &[Part], format: LayerFormat) -> Option<&Part> {
+    let xattr = match format {
+        LayerFormat::OverlayTrusted => "trusted-xattr",
+        _ => "user-xattr",
+    };
+    let needed = ["create", "d_type", "whiteout-device", xattr];
+    parts.iter().find(|part| !part.feature.available && needed.contains(&part.feature.name))
 }
 
 /// The way in which layers are given, which counts only where something can be mounted.
@@ -223,8 +255,8 @@ fn deletions_are_marked(
     let mark = fs::symlink_metadata(at("upper/gone")).at("look for the mark of", &gone)?;
     let is_whiteout = mark.file_type().is_char_device() && mark.rdev() == 0;
     if !is_whiteout || left != 0 {
-        return Err(crate::Error::new(
-            crate::ErrorKind::Unsupported,
+        return Err(Error::new(
+            ErrorKind::Unsupported,
             "a mounted overlay does not mark what is deleted",
         ));
     }

@@ -12,7 +12,7 @@ use std::io::{self, IsTerminal as _, Read};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
-use stratafs::{DriverChoice, ErrorKind, ImageRecord, Store, StoreOptions};
+use stratafs::{ErrorKind, ImageRecord, Store, StoreOptions};
 
 use crate::args::{Command, DriverName, Layer};
 use crate::failure::Failure;
@@ -69,10 +69,7 @@ impl Context {
     fn open(&self, missing: Missing) -> Result<Store> {
         let mut options = StoreOptions::new();
         options.create = missing == Missing::Create;
-        options.driver = match self.driver {
-            DriverName::Auto => DriverChoice::Auto,
-            DriverName::Overlay => DriverChoice::Overlay,
-        };
+        options.driver = self.driver.choice();
         Ok(Store::open(&self.root, options)?)
     }
 

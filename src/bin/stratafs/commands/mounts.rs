@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use serde::Serialize;
-use stratafs::{Mount, MountOptions};
+use stratafs::{Mount, MountOptions, Shown};
 
 use super::{Context, Missing, Result};
 use crate::args;
@@ -20,10 +20,18 @@ pub(super) fn mounts(context: &Context, args: &args::Key) -> Result {
 
 pub(super) fn mount(context: &Context, args: &args::Mount) -> Result {
     let store = context.open(Missing::Refuse)?;
-    let guard = store.activate(&args.key, &args.dir, &MountOptions::default())?;
+    let options = MountOptions::default();
+    let shown = if args.dir.is_some() { Shown::Mounted } else { Shown::InPlace };
+    let mut reporter = context.reporter();
+    store.make_ready(&args.key, shown, &mut |progress| reporter.step(progress))?;
+    drop(reporter);
+    let guard = match &args.dir {
+        Some(dir) => store.activate(&args.key, dir, &options)?,
+        None => store.activate_in_place(&args.key, &options)?,
+    };
     let target = guard.target().to_owned();
     guard.leave()?;
-    context.print(&MountPoint::new(&target))
+    context.print(&MountPoint::new(&target, shown))
 }
 
 pub(super) fn umount(context: &Context, args: &args::Umount) -> Result {
@@ -31,23 +39,30 @@ pub(super) fn umount(context: &Context, args: &args::Umount) -> Result {
     // As `mount` names it; when it is unmounted, what leads there may be gone with it.
     let target = args.dir.canonicalize();
     store.deactivate(&args.dir)?;
-    context.print(&MountPoint::new(target.as_deref().unwrap_or(&args.dir)))
+    context.print(&MountPoint::new(target.as_deref().unwrap_or(&args.dir), Shown::Mounted))
 }
 
-/// Where something is, or was, mounted: in text there is nothing to say.
+/// Where something is, or was, to be seen: in text there is nothing to say, unless it is where nobody
+/// asked for it.
 #[derive(Debug, Serialize)]
 #[serde(transparent)]
-struct MountPoint(JsonPath);
+struct MountPoint {
+    path: JsonPath,
+    #[serde(skip)]
+    line: Option<Vec<u8>>,
+}
 
 impl MountPoint {
-    fn new(path: &Path) -> MountPoint {
-        MountPoint(JsonPath::new(path.as_os_str().as_bytes()))
+    fn new(path: &Path, shown: Shown) -> MountPoint {
+        let bytes = path.as_os_str().as_bytes();
+        let line = (shown == Shown::InPlace).then(|| [bytes, b"\n"].concat());
+        MountPoint { path: JsonPath::new(bytes), line }
     }
 }
 
 impl Report for MountPoint {
-    fn text(&self, _: &mut dyn Write) -> io::Result<()> {
-        Ok(())
+    fn text(&self, out: &mut dyn Write) -> io::Result<()> {
+        out.write_all(self.line.as_deref().unwrap_or_default())
     }
 }
 

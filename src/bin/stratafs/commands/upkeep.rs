@@ -6,9 +6,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, absolute};
 
 use serde::Serialize;
-use stratafs::{
-    CheckReport, Driver, ErrorKind, GcReport, LayerFormat, OverlayDriver, Probe, ProbeTarget,
-};
+use stratafs::{CheckReport, Driver, ErrorKind, GcReport, LayerFormat, Probe, ProbeTarget};
 
 use super::{Context, Missing, Result};
 use crate::failure::Failure;
@@ -30,9 +28,13 @@ pub(super) fn info(context: &Context) -> Result {
     let format = store.as_ref().map(stratafs::Store::format);
     let dir = root.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("/"));
     let target = ProbeTarget::new(dir, format.unwrap_or(new_format));
-    let driver = match &store {
-        Some(store) => store.driver().probe(&target),
-        None => OverlayDriver::new().probe(&target),
+    let probe = |driver: &dyn Driver| match driver.probe(&target) {
+        Ok(probe) => Probed::Done(probe),
+        Err(e) => Probed::Failed { driver: driver.name(), error: e.to_string() },
+    };
+    let drivers = match &store {
+        Some(store) => store.drivers().map(probe).collect(),
+        None => context.driver.choice().drivers().iter().map(|driver| probe(&**driver)).collect(),
     };
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     context.print(&About {
@@ -40,10 +42,7 @@ pub(super) fn info(context: &Context) -> Result {
         kernel: kernel.trim_end().to_owned(),
         root: JsonPath::new(root.as_os_str().as_bytes()),
         format: format.map(LayerFormat::as_str),
-        driver: match driver {
-            Ok(probe) => Probed::Done(probe),
-            Err(e) => Probed::Failed { error: e.to_string() },
-        },
+        drivers,
     })
 }
 
@@ -78,6 +77,7 @@ impl Report for Collected {
             (self.0.staging, "unfinished snapshots"),
             (self.0.orphans, "directories without a snapshot"),
             (self.0.workdirs, "work directories of committed snapshots"),
+            (self.0.trees, "copies of committed snapshots"),
             (self.0.trash, "removed snapshots whose files were left"),
             (self.0.layers, "layers that no image needs"),
             (self.0.blobs, "blobs that no image needs"),
@@ -112,14 +112,15 @@ struct About {
     root: JsonPath,
     /// None: there is no store yet.
     format: Option<&'static str>,
-    driver: Probed,
+    /// In the order in which they are tried.
+    drivers: Vec<Probed>,
 }
 
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 enum Probed {
     Done(Probe),
-    Failed { error: String },
+    Failed { driver: &'static str, error: String },
 }
 
 impl Report for About {
@@ -130,9 +131,14 @@ impl Report for About {
             Some(format) => writeln!(out, "store {} of format {format}", self.root)?,
             None => writeln!(out, "no store at {} yet", self.root)?,
         }
-        match &self.driver {
-            Probed::Done(probe) => write!(out, "{probe}"),
-            Probed::Failed { error } => writeln!(out, "driver: not tried: {error}"),
+        for driver in &self.drivers {
+            match driver {
+                Probed::Done(probe) => write!(out, "{probe}")?,
+                Probed::Failed { driver, error } => {
+                    writeln!(out, "driver {driver}: not tried: {error}")?;
+                }
+            }
         }
+        Ok(())
     }
 }
