@@ -50,6 +50,7 @@ fn main() {
         trial("an_ignored_signal_stays_ignored", an_ignored_signal),
         trial("a_signal_ends_waiting_for_a_named_pipe", a_signal_at_a_named_pipe),
         trial("damage_is_found_by_check", damage_is_found),
+        trial("a_copy_is_used_where_it_is", a_copy_in_place),
         trial("a_store_that_lost_its_metadata_is_not_an_empty_one", lost_metadata),
         trial("an_input_that_cannot_be_a_layer_is_named", inputs_are_named),
     ];
@@ -65,6 +66,12 @@ fn main() {
         trial("mounts_until_umount", mounts_until_umount)
             .with_kind(reason)
             .with_ignored_flag(!root),
+    );
+    let reason = if root { "not for root" } else { "" };
+    trials.push(
+        trial("a_mount_without_the_right_is_exit_code_7", a_mount_without_the_right)
+            .with_kind(reason)
+            .with_ignored_flag(root),
     );
     trials.push(
         trial("a_read_only_store_is_refused_as_such", a_read_only_store)
@@ -380,10 +387,16 @@ fn only_writers_make_a_store() {
     fixture.ok(&["prepare", "a"]);
     let info = fixture.json(&["info"]);
     assert!(info["format"].as_str().unwrap().starts_with("overlay-"), "{info}");
-    assert_eq!(info["driver"]["driver"], "overlay");
-    for feature in info["driver"]["features"].as_array().unwrap() {
+    let drivers = info["drivers"].as_array().unwrap();
+    let names: Vec<_> = drivers.iter().map(|driver| driver["driver"].as_str().unwrap()).collect();
+    assert_eq!(names, ["overlay", "copy"]);
+    for feature in drivers.iter().flat_map(|driver| driver["features"].as_array().unwrap()) {
         assert!(feature["reason"].is_string() && feature["available"].is_boolean(), "{feature}");
     }
+    // By copies it works for everybody.
+    assert_eq!(drivers[1]["mount"]["available"], true);
+    let info = fixture.json(&["--driver", "copy", "info"]);
+    assert_eq!(info["drivers"].as_array().unwrap().len(), 1);
 }
 
 fn a_name_that_is_taken() {
@@ -954,6 +967,40 @@ fn the_default_root() {
     run(&[("XDG_DATA_HOME", OsStr::new("relative")), ("HOME", home.as_os_str())]).ok();
     assert!(home.join(".local/share/stratafs/format").exists());
     run(&[]).fails(2, &["--root"]);
+}
+
+fn a_copy_in_place() {
+    let fixture = Fixture::new();
+    fixture.run_with_input(&["apply", "base"], &base()).ok();
+    fixture.ok(&["prepare", "a", "base"]);
+    for driver in ["auto", "copy"] {
+        let printed = fixture.ok(&["--driver", driver, "mount", "a"]);
+        let tree = printed.strip_suffix('\n').unwrap();
+        fs::write(Path::new(tree).join(driver), "").unwrap();
+        fixture.run(&["mount", "a"]).fails(6, &["\"a\"", tree]);
+        fixture.run(&["rm", "a"]).fails(6, &["\"a\"", tree]);
+        assert_eq!(fixture.ok(&["umount", tree]), "");
+        fixture.run(&["umount", tree]).fails(4, &[tree]);
+    }
+    assert_eq!(fixture.ok(&["diff", "a"]), "A /auto\nA /copy\n");
+    let tree = &fixture.json(&["mount", "a"])["path"];
+    fixture.ok(&["umount", tree.as_str().unwrap()]);
+    fixture.run(&["--driver", "overlay", "mount", "a"]).fails(7, &["driver copy"]);
+    fixture.ok(&["commit", "b", "a"]);
+    assert_eq!(fixture.ok(&["diff", "b"]), "A /auto\nA /copy\n");
+    fixture.is_clean();
+}
+
+fn a_mount_without_the_right() {
+    let fixture = Fixture::new();
+    fixture.run_with_input(&["apply", "base"], &base()).ok();
+    fixture.ok(&["prepare", "a", "base"]);
+    fs::create_dir(fixture.path("mnt")).unwrap();
+    for driver in ["auto", "copy"] {
+        let run = fixture.run(&["--driver", driver, "mount", "a", "mnt"]);
+        run.fails(7, &["stratafs mount KEY", "in place"]);
+    }
+    fixture.is_clean();
 }
 
 fn mounts_until_umount() {
