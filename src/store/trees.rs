@@ -230,8 +230,10 @@ impl Store {
         progress: &mut ProgressFn<'_>,
     ) -> Result<(Staged<'_>, Dir)> {
         let (tree, below) = self.tree_and_parents(row)?;
-        let since = self.stamp(row)?;
         let staged = Staged::new(&self.layout)?;
+        // A clock that is behind the stamp now was set back, and ctimes say nothing.
+        let now = staged.dir().stat().at("read the clock of", &self.layout.path)?.ctime;
+        let since = self.stamp(row)?.filter(|since| *since < now);
         let fs = layout::name("fs")?;
         let made = staged.dir().make_dir(&fs, 0o700).and_then(|()| staged.dir().open_dir(&fs));
         let delta = made.at("create directory", "fs")?;
