@@ -310,6 +310,17 @@ enum Encoder<W: Write> {
 }
 
 impl<W: Write> Compressor<W> {
+    /// The fastest that this build has: zstd at its fastest, else gzip.
+    ///
+    /// # Errors
+    /// Those of zstd's start.
+    pub(crate) fn fastest(output: W) -> Result<Self> {
+        #[cfg(feature = "zstd")]
+        return Ok(Compressor(Encoder::Zstd(zstd_encoder(output, 1)?)));
+        #[cfg(not(feature = "zstd"))]
+        Compressor::new(output, Compression::Gzip)
+    }
+
     /// # Errors
     /// [`ErrorKind::Unsupported`] for zstd in a build without it.
     pub(crate) fn new(output: W, compression: Compression) -> Result<Self> {
@@ -323,17 +334,8 @@ impl<W: Write> Compressor<W> {
                     .write(output, flate2::Compression::default()),
             )),
             #[cfg(feature = "zstd")]
-            Compression::Zstd => {
-                // Level 0 is zstd's own default. One thread: the output must not depend on how many.
-                let start = || -> io::Result<_> {
-                    let mut encoder = zstd::stream::write::Encoder::new(output, 0)?;
-                    encoder.include_checksum(true)?;
-                    Ok(encoder)
-                };
-                Encoder::Zstd(start().map_err(|e| {
-                    Error::new(ErrorKind::Io, "cannot start zstd compression").with_source(e)
-                })?)
-            }
+            // Level 0 is zstd's own default.
+            Compression::Zstd => Encoder::Zstd(zstd_encoder(output, 0)?),
             #[cfg(not(feature = "zstd"))]
             Compression::Zstd => return Err(without_zstd()),
         }))
@@ -348,6 +350,20 @@ impl<W: Write> Compressor<W> {
             Encoder::Zstd(encoder) => encoder.finish(),
         }
     }
+}
+
+/// One thread: the output must not depend on how many.
+#[cfg(feature = "zstd")]
+fn zstd_encoder<W: Write>(
+    output: W,
+    level: i32,
+) -> Result<zstd::stream::write::Encoder<'static, W>> {
+    let start = || -> io::Result<_> {
+        let mut encoder = zstd::stream::write::Encoder::new(output, level)?;
+        encoder.include_checksum(true)?;
+        Ok(encoder)
+    };
+    start().map_err(|e| Error::new(ErrorKind::Io, "cannot start zstd compression").with_source(e))
 }
 
 impl<W: Write> Write for Compressor<W> {

@@ -5,9 +5,11 @@
 
 mod apply_model;
 mod archive;
+mod record;
 
 pub use apply_model::apply_model;
 pub use archive::{marks, tar_apply, tar_entry};
+pub use record::record;
 
 use std::borrow::Cow;
 use std::ffi::OsStr;

@@ -14,9 +14,10 @@
 //!   store, [`save_image`] out of it.
 //!
 //! A layer on disk is what overlayfs makes of it, a delta with whiteouts ([`LayerFormat`]); outside it
-//! is a tar archive, which [`Store::apply`] and [`Store::export`] translate from and to. Any two
-//! snapshots, or directories, can be compared, and the difference packed as a layer
-//! ([`Store::export_between`], [`export_diff`]).
+//! is a tar archive, which [`Store::apply`] and [`Store::export`] translate from and to. What came from
+//! an archive goes out as that archive, byte for byte ([`ArchiveForm`]). Any two snapshots, or
+//! directories, can be compared, and the difference packed as a layer ([`Store::export_between`],
+//! [`export_diff`]).
 //!
 //! # Layers, a writable snapshot, its changes
 //!
@@ -113,8 +114,9 @@ mod sys;
 mod tree;
 
 pub use archive::{
-    Applied, ApplyLimits, ApplyOptions, Devices, ExportOptions, Exported, LayerTarget, Ownership,
-    SecurityLabels, UnionXattrs, XattrPolicy, apply_layer, diff_trees, export_diff,
+    Applied, ApplyLimits, ApplyOptions, ArchiveForm, Devices, ExportOptions, Exported, LayerTarget,
+    Ownership, RecordOptions, SecurityLabels, UnionXattrs, XattrPolicy, apply_layer, diff_trees,
+    export_diff,
 };
 #[doc(hidden)]
 pub use archive::{ListedEntry, list_archive};
@@ -138,7 +140,7 @@ pub use path::{NAME_MAX, Name, RelPath};
 pub use progress::{Phase, Progress, ProgressFn, ignore_progress};
 pub use store::{
     CheckReport, CommitOptions, DriverChoice, Durability, Filter, GcReport, ImageRecord, Info,
-    Kind, Labels, Problem, Store, StoreOptions,
+    Kind, Labels, Problem, RecordState, Store, StoreOptions,
 };
 #[doc(hidden)]
 pub use store::{DurablePoint, DurablePointHook};

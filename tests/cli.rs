@@ -457,7 +457,9 @@ fn json_is_one_value() {
     let created = stat["created"].as_str().unwrap();
     assert!(created.starts_with("20") && created.ends_with('Z'), "{created}");
     assert_eq!(fixture.json(&["usage", "base"]), stat["usage"]);
-    assert_eq!(fixture.json(&["export", "base", "-o", "out.tar"])["entries"], 4, "and the root");
+    assert_eq!(fixture.json(&["export", "base", "-o", "out.tar"])["entries"], 3);
+    let canonical = fixture.json(&["export", "base", "-o", "out.tar", "--canonical"]);
+    assert_eq!(canonical["entries"], 4, "and the root");
     let saved = fixture.json(&["save", "base", "-o", "image.tar"]);
     let imported = fixture.json(&["import", "image.tar", "--name", "image"]);
     assert_eq!(imported["manifest"], saved["manifest"]);
@@ -703,9 +705,8 @@ fn images_in_and_out() {
     assert_eq!(fixture.names("."), ["dir", "in.tar", "nameless.oci.tar", "out.tar", "store"]);
     images.insert(0, "rm");
     fixture.ok(&images);
-    // Those of the first image of that name, which another replaced.
-    let freed = fixture.ok(&["gc"]);
-    assert!(freed.starts_with("freed 2 layers that no image needs\n"), "{freed}");
+    // The manifest of the first image of that name: the layers of both were the same.
+    assert_eq!(fixture.ok(&["gc"]), "freed 1 blobs that no image needs\n");
     let left = fixture.json(&["ls"])["snapshots"].clone();
     assert_eq!(left.as_array().unwrap().len(), 0, "{left}");
 }

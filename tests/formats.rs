@@ -20,11 +20,11 @@ use std::process::Command;
 use std::time::{Duration, UNIX_EPOCH};
 
 use stratafs::{
-    CommitOptions, Durability, ErrorKind, ExportOptions, Kind, Labels, LayerFormat, RelPath, Store,
-    StoreOptions, ignore_progress,
+    CommitOptions, Durability, ErrorKind, ExportOptions, Kind, Labels, LayerFormat, RecordState,
+    RelPath, Store, StoreOptions, ignore_progress,
 };
 use support::model::{self, Model, Node, Snapshot, Tree};
-use support::suite;
+use support::{script, suite};
 
 fn main() {
     if let Some(arguments) = suite::child_arguments() {
@@ -104,6 +104,7 @@ fn make_fixture() {
     let labels = Labels::from([("k".into(), "v".into())]);
     store.commit("top", "b", CommitOptions { parent: None, labels }).unwrap();
 
+    script::apply(&store, "applied", Some("top"), &mut ignore_progress);
     store.prepare("running", Some("top"), Labels::new()).unwrap();
     store.view("looking", Some("top"), Labels::new()).unwrap();
     let layers = ["base".to_owned(), "top".to_owned()];
@@ -147,6 +148,7 @@ fn held() -> Model {
     let labels = Labels::from([("k".into(), "v".into())]);
     let top = snapshot(Kind::Committed, Some("base"), Some(top));
     insert("top", Snapshot { labels, ..top });
+    insert("applied", snapshot(Kind::Committed, Some("top"), Some(script::applied_tree())));
     insert("running", snapshot(Kind::Active, Some("top"), None));
     insert("looking", snapshot(Kind::View, Some("top"), None));
     let layers = vec!["base".to_owned(), "top".to_owned()];
@@ -174,6 +176,16 @@ fn version_1() {
     let base = store.stat("base").unwrap();
     assert_eq!(base.usage.unwrap().inodes, 7);
     assert!(base.created > UNIX_EPOCH + Duration::from_secs(1_700_000_000));
+    assert_eq!(store.stat("applied").unwrap().record, RecordState::Kept);
+    let mut tar = Vec::new();
+    let exported =
+        store.export("applied", &mut tar, &ExportOptions::new(), &mut ignore_progress).map(drop);
+    if cfg!(feature = "zstd") {
+        exported.unwrap();
+        assert!(tar == script::archive(&script::applied_tree()), "the archive that was unpacked");
+    } else {
+        suite::fails(exported, ErrorKind::Unsupported, "zstd");
+    }
     let image = store.image("example.org/image:1").unwrap();
     assert_eq!(store.blob(&image.config).unwrap(), b"{\"config\":1}");
 }

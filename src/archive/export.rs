@@ -65,10 +65,26 @@ pub struct ExportOptions {
     pub source_date_epoch: Option<i64>,
     /// Whether SELinux labels are packed. The default is to leave them out.
     pub labels: SecurityLabels,
+    /// Whether a layer that was unpacked from an archive is to give that one back. The default is that
+    /// it does, where it can; with one of the options above it is packed anew all the same, as they
+    /// ask.
+    pub form: ArchiveForm,
     /// How many threads work on it at most; the archive is the same. The caller's is one, and alone
     /// writes and calls the progress callback; 0 and 1 are that one alone. With 2 or more another
     /// digests the archive, if it is not small. Default: 2.
     pub threads: usize,
+}
+
+/// Which archive of a layer is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ArchiveForm {
+    /// The one that the layer was unpacked from, byte for byte, if the store has a record of it (see
+    /// [`RecordState`](crate::RecordState)); else the canonical one.
+    #[default]
+    AsImported,
+    /// The one that depends on nothing but what is in the layer.
+    Canonical,
 }
 
 /// What becomes of `security.selinux` when a layer is packed: labels belong to the policy of a
@@ -85,7 +101,12 @@ pub enum SecurityLabels {
 
 impl Default for ExportOptions {
     fn default() -> Self {
-        ExportOptions { source_date_epoch: None, labels: SecurityLabels::default(), threads: 2 }
+        ExportOptions {
+            source_date_epoch: None,
+            labels: SecurityLabels::default(),
+            form: ArchiveForm::default(),
+            threads: 2,
+        }
     }
 }
 
@@ -93,6 +114,13 @@ impl ExportOptions {
     /// The defaults.
     pub fn new() -> Self {
         ExportOptions::default()
+    }
+
+    /// Whether an archive is to be given back rather than packed.
+    pub(crate) fn wants_as_imported(&self) -> bool {
+        self.form == ArchiveForm::AsImported
+            && self.source_date_epoch.is_none()
+            && self.labels == SecurityLabels::Drop
     }
 }
 
@@ -108,6 +136,8 @@ pub struct Exported {
     pub entries: u64,
     /// Sockets, which archives cannot hold and which were left out.
     pub sockets: u64,
+    /// Which archive it is.
+    pub form: ArchiveForm,
 }
 
 /// Writes `layer` to `out` as an uncompressed archive.
@@ -206,7 +236,8 @@ impl<'scope, 'env, 'a> Export<'scope, 'env, 'a> {
     fn finish(self) -> Result<Exported> {
         let (digest, bytes) = self.out.finish()?.finish()?;
         let (entries, sockets) = (self.done.entries, self.sockets);
-        Ok(Exported { diff_id: DiffId::from(digest), bytes, entries, sockets })
+        let form = ArchiveForm::Canonical;
+        Ok(Exported { diff_id: DiffId::from(digest), bytes, entries, sockets, form })
     }
 
     /// Packs what a listing has; what has vanished is passed over.

@@ -9,6 +9,7 @@ mod capability;
 pub(crate) mod entry;
 mod export;
 mod output;
+pub(crate) mod record;
 
 #[cfg(fuzzing)]
 pub(crate) use apply::model::check as check_against_model;
@@ -19,5 +20,6 @@ pub use apply::{
 pub(crate) use apply::{Below, apply};
 #[doc(hidden)]
 pub use entry::{ListedEntry, list_archive};
-pub use export::{ExportOptions, Exported, SecurityLabels, diff_trees, export_diff};
+pub use export::{ArchiveForm, ExportOptions, Exported, SecurityLabels, diff_trees, export_diff};
 pub(crate) use export::{export, export_trees};
+pub use record::RecordOptions;

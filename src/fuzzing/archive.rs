@@ -19,7 +19,7 @@ use crate::progress::ignore_progress;
 const BLOCK: usize = 512;
 
 /// Makes the checksums of what may be headers right, which no mutation would.
-fn with_sums(data: &[u8]) -> Vec<u8> {
+pub(super) fn with_sums(data: &[u8]) -> Vec<u8> {
     let mut data = data.to_vec();
     let (blocks, _) = data.as_chunks_mut::<BLOCK>();
     for (n, block) in blocks.iter_mut().enumerate() {
@@ -196,13 +196,15 @@ const NAMES: [&str; 8] =
 
 /// An archive from a script: four bytes an entry, which are its kind, two halves of a path, and what
 /// a link points to.
-fn script(data: &[u8], top: &Path) -> Vec<u8> {
+pub(super) fn script(data: &[u8], top: &Path) -> Vec<u8> {
     let outside = top.join("outside");
     let outside = outside.as_os_str().as_encoded_bytes();
     let targets: [&[u8]; 8] =
         [b"../../outside", b"../../../outside", outside, b"..", b".", b"/", b"a/b", b"l"];
     let mut writer = EntryWriter::new(Vec::new());
-    for [kind, first, second, to] in data.as_chunks::<4>().0.iter().take(100) {
+    for (content, [kind, first, second, to]) in
+        (b'a'..).zip(data.as_chunks::<4>().0.iter().take(100))
+    {
         let path = scripted_path(*first, *second);
         let kind = match kind % 8 {
             0 | 1 => EntryKind::File { size: u64::from(kind >> 3 & 1), sparse: None },
@@ -228,7 +230,7 @@ fn script(data: &[u8], top: &Path) -> Vec<u8> {
             acl_default: None,
         };
         // A link to the root, say: no archive can hold it.
-        if writer.append(&entry, &mut io::repeat(b'x').take(size)).is_err() {
+        if writer.append(&entry, &mut io::repeat(content).take(size)).is_err() {
             continue;
         }
     }

@@ -1,9 +1,11 @@
 //! From a store into a layout.
 //!
-//! An image of which the store has all layers as they came is written as it came. Else layers are
-//! packed from what is on disk, so an image that came from elsewhere gets other digests: its tars are
-//! written anew. The configuration is that of the image that the snapshot was built on,
-//! every field of it, with the new layers' digests and a line of history for each layer added.
+//! An image of which the store has all layers as they came is written as it came. Else layers that were
+//! imported are given back byte for byte where the store has a record of their archives, and packed from
+//! what is on disk where not, as are layers made here. The configuration is that of the image that the
+//! snapshot was built on: its very bytes where the layers are the same, else every field of it, with the
+//! new layers' digests and a line of history for each layer added. The manifest is then made anew, since
+//! layers are compressed anew.
 
 use std::io::{Read as _, Write};
 
@@ -193,7 +195,14 @@ fn configure(
             .with_source(e)
     };
     let mut config: Map<String, Value> = match base {
-        Some(image) => serde_json::from_slice(&store.blob(&image.config)?).map_err(damaged)?,
+        Some(image) => {
+            let bytes = store.blob(&image.config)?;
+            let config = serde_json::from_slice(&bytes).map_err(damaged)?;
+            if has_layers(&config, diff_ids) {
+                return Ok(bytes);
+            }
+            config
+        }
         None => {
             let host = Platform::host();
             let mut config = Map::new();
@@ -218,6 +227,15 @@ fn configure(
     let diff_ids: Vec<String> = diff_ids.iter().map(DiffId::to_string).collect();
     config.insert("rootfs".into(), json!({ "type": "layers", "diff_ids": diff_ids }));
     serde_json::to_vec(&config).map_err(damaged)
+}
+
+/// Whether a configuration is that of an image with these layers.
+fn has_layers(config: &Map<String, Value>, diff_ids: &[DiffId]) -> bool {
+    let ids = config.get("rootfs").and_then(|rootfs| rootfs.get("diff_ids"));
+    ids.and_then(Value::as_array).is_some_and(|ids| {
+        ids.len() == diff_ids.len()
+            && ids.iter().zip(diff_ids).all(|(id, own)| id.as_str() == Some(&own.to_string()))
+    })
 }
 
 /// How many lines of history stand for a layer.

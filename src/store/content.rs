@@ -7,7 +7,8 @@ use std::sync::Arc;
 use super::Store;
 use super::metadata::Row;
 use super::prepare::{Filled, Making};
-use super::snapshot::{Kind, Labels};
+use super::records;
+use super::snapshot::{Kind, Labels, RecordState};
 use crate::archive::{self, Applied, ApplyOptions, Below, ExportOptions, Exported, LayerTarget};
 use crate::changes::{self, Change};
 use crate::digest::{DiffId, Digest};
@@ -79,12 +80,18 @@ impl Store {
         }
     }
 
-    /// Packs a snapshot's own layer as an uncompressed archive; its parents' marks aside, it is what
-    /// [`Store::apply`] takes. The archive has a mark for everything that the layer deletes of its
-    /// parents, and for nothing else.
+    /// Gives a snapshot's own layer as an uncompressed archive, which [`Store::apply`] takes.
+    ///
+    /// A layer that [`Store::apply`] made comes back as the archive that it was made from, byte for
+    /// byte, unless the options ask for another or [`Info::record`](crate::Info::record) says why it
+    /// cannot. Any other is packed in the canonical form: with a mark for everything that the layer
+    /// deletes of its parents, and for nothing else.
     ///
     /// # Errors
     /// - [`ErrorKind::NotFound`].
+    /// - [`ErrorKind::DigestMismatch`]: the layer was changed since its archive was unpacked; the
+    ///   error names a file. [`ErrorKind::Corrupt`]: the record of the archive is damaged. By then
+    ///   bytes may be out, which must not be used.
     /// - [`ErrorKind::FailedPrecondition`]: it holds what no archive can say: a file whose name reads
     ///   as a whiteout, the deletion of a name too long for one. Nothing is written then. Or it was
     ///   changed while it was read.
@@ -101,6 +108,11 @@ impl Store {
             return Err(Error::new(ErrorKind::Corrupt, format!("{key:?} has no layers")));
         };
         let _hold = self.try_hold(own.id, Sharing::Shared)?;
+        if options.wants_as_imported() && own.info.record == RecordState::Kept {
+            return self
+                .replay(own, out, options.threads, progress)
+                .map_err(|e| e.context(format!("export of snapshot {key:?} failed")));
+        }
         // Dropped, it is removed.
         let mut staged = None;
         let layer = match self.ahead(own)? {
@@ -235,9 +247,11 @@ impl Store {
             (None, None) => {}
         }
         let mut result = None;
-        self.make(&making, |layer| {
+        self.make(&making, |layer, snapshot| {
             let target = LayerTarget::Layer(self.layout.format);
-            let applied = archive::apply(input, layer, target, &options, progress)?;
+            let capture = records::capture(snapshot, &options)?;
+            let tap = Some(&capture);
+            let applied = archive::apply(input, layer, target, &options, tap, progress)?;
             if let Some(expected) = expected {
                 expected.check(&applied)?;
             }
@@ -245,6 +259,7 @@ impl Store {
                 settled: Some((applied.usage, applied.has_marks)),
                 diff_id: Some(applied.diff_id),
                 describes_root: applied.describes_root,
+                no_record: records::finish(capture, &applied)?,
             };
             result = Some(applied);
             Ok(filled)

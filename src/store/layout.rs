@@ -7,6 +7,7 @@
 //!   snapshots/<id>/fs    the layer: upperdir or lowerdir                0755
 //!   snapshots/<id>/work  overlay's workdir, of active snapshots         0700
 //!   snapshots/<id>/tree  all that it shows, for engines that copy; and tree.stamp (`trees`)
+//!   snapshots/<id>/record  of the archive that the layer was unpacked from
 //!   staging/ trash/      being made; being removed
 //!   blobs/sha256/<hex>   manifests, configurations; layers as they came, if they are kept
 //!   reserve              given up first when the disk is full

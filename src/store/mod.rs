@@ -34,6 +34,7 @@ mod labels;
 mod layout;
 mod metadata;
 mod prepare;
+mod records;
 mod remove;
 mod snapshot;
 mod staging;
@@ -57,7 +58,7 @@ pub use gc::GcReport;
 pub use images::ImageRecord;
 pub(crate) use kept::Keeping;
 pub(crate) use snapshot::check_key;
-pub use snapshot::{CommitOptions, Info, Kind, Labels};
+pub use snapshot::{CommitOptions, Info, Kind, Labels, RecordState};
 
 use durability::Waits;
 use layout::Layout;

@@ -29,6 +29,8 @@ pub(super) struct Filled {
     pub(super) diff_id: Option<DiffId>,
     /// Whether the layer's root has attributes of its own, not its parent's.
     pub(super) describes_root: bool,
+    /// Why there is no record of the archive of that digest, if there is none.
+    pub(super) no_record: Option<String>,
 }
 
 impl Store {
@@ -42,7 +44,7 @@ impl Store {
     /// - [`ErrorKind::InvalidArgument`]: the parent is not committed, or the key cannot be one.
     pub fn prepare(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Info> {
         let making = Making { key, kind: Kind::Active, parent, labels: &labels, below: None };
-        self.make(&making, |_| Ok(Filled::default())).map(|(info, _)| info)
+        self.make(&making, |_, _| Ok(Filled::default())).map(|(info, _)| info)
     }
 
     /// Makes a read-only view of the committed `parent`, or an empty one.
@@ -52,14 +54,15 @@ impl Store {
     pub fn view(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Info> {
         let making = Making { key, kind: Kind::View, parent, labels: &labels, below: None };
         let settled = Some((Usage::default(), false));
-        self.make(&making, |_| Ok(Filled { settled, ..Filled::default() })).map(|(info, _)| info)
+        self.make(&making, |_, _| Ok(Filled { settled, ..Filled::default() })).map(|(info, _)| info)
     }
 
-    /// Makes a snapshot whose layer `fill` writes; a failure anywhere leaves nothing.
+    /// Makes a snapshot whose layer `fill` writes, given that and the snapshot's directory; a failure
+    /// anywhere leaves nothing.
     pub(super) fn make(
         &self,
         making: &Making<'_>,
-        fill: impl FnOnce(&Dir) -> Result<Filled>,
+        fill: impl FnOnce(&Dir, &Dir) -> Result<Filled>,
     ) -> Result<(Info, Filled)> {
         check_key(making.key)?;
         let look = || {
@@ -94,7 +97,7 @@ impl Store {
         if making.kind == Kind::Active {
             make_dir("work", 0o700)?;
         }
-        let mut filled = fill(&layer)?;
+        let mut filled = fill(&layer, staged.dir())?;
         if let Some(below) = making.below {
             below.wait()?;
             parent = look()?;
@@ -140,6 +143,7 @@ impl Store {
                 labels: making.labels,
                 settled: filled.settled,
                 diff_id: filled.diff_id,
+                no_record: filled.no_record.as_deref(),
             })?;
             Ok(tx.get(making.key)?.info)
         });

@@ -80,6 +80,20 @@ pub struct Info {
     pub usage: Option<Usage>,
     /// The digest of the layer archive that it was made from, if it was.
     pub diff_id: Option<DiffId>,
+    /// Whether the store can give that archive back.
+    pub record: RecordState,
+}
+
+/// Whether a layer can be exported as the archive that it was unpacked from, byte for byte.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RecordState {
+    /// It was not unpacked from an archive.
+    NotImported,
+    /// It can.
+    Kept,
+    /// It cannot: why. It can be exported in the canonical form, which has another digest.
+    Missing(String),
 }
 
 /// How [`Store::commit`](crate::Store::commit) commits.

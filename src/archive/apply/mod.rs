@@ -24,6 +24,7 @@
 
 mod acl;
 mod attributes;
+mod lost;
 mod options;
 mod parents;
 mod pipeline;
@@ -51,6 +52,8 @@ mod pipeline_tests;
 #[cfg(test)]
 mod random_tests;
 #[cfg(test)]
+mod record_tests;
+#[cfg(test)]
 mod test_archive;
 #[cfg(test)]
 mod tests;
@@ -58,6 +61,7 @@ mod tests;
 use std::collections::HashSet;
 use std::io::{BufRead, Read};
 use std::path::Path;
+use std::sync::Mutex;
 
 use self::parents::MadeUp;
 use self::pipeline::{Job, Outcome};
@@ -65,6 +69,7 @@ use self::placed::Placed;
 use self::target::{Inode, Target};
 use self::watch::Watch;
 use crate::archive::entry::{Entry, EntryLimits, EntryReader, Timestamp};
+use crate::archive::record::{Capture, Tapped};
 use crate::digest::DiffId;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::marks::{self, DotWh};
@@ -117,19 +122,20 @@ pub fn apply_layer(
 ) -> Result<Applied> {
     let root = root.as_ref();
     let root = Dir::open(root).at("open directory to unpack into", root)?;
-    apply(&mut input, &root, target, options, progress)
+    apply(&mut input, &root, target, options, None, progress)
 }
 
-/// As [`apply_layer`], into an open directory.
+/// As [`apply_layer`], into an open directory, which is to be empty if a record is captured.
 pub(crate) fn apply(
     input: &mut dyn Read,
     root: &Dir,
     target: LayerTarget,
     options: &ApplyOptions,
+    capture: Option<&Mutex<Capture>>,
     progress: &mut ProgressFn<'_>,
 ) -> Result<Applied> {
     let Outcome { unpacked, archive, blob } =
-        Job::new(root, target, options).run(input, progress)?;
+        Job::new(root, target, options, capture).run(input, progress)?;
     let (diff_id, unpacked_bytes) = archive;
     let (blob, blob_bytes) = blob;
     let mut usage = match unpacked.usage {
@@ -195,6 +201,8 @@ struct Unpack<'a> {
     /// as a rule.
     newcomer: Option<(u32, u32)>,
     counts: Counts,
+    /// Where it is written down what it takes to give the archive back.
+    capture: Option<&'a Mutex<Capture>>,
     watch: &'a mut dyn Watch,
 }
 
@@ -220,7 +228,7 @@ enum Meaning {
 impl<'a> Unpack<'a> {
     /// Unpacks everything from an uncompressed archive, and reads it to its end.
     fn all(job: Job<'a>, archive: &mut impl BufRead, watch: &'a mut dyn Watch) -> Result<Unpacked> {
-        let mut unpack = Unpack::new(job.root, job.target, job.options, watch)?;
+        let mut unpack = Unpack::new(job.root, job.target, job.options, job.capture, watch)?;
         unpack.run(archive)?;
         let has_marks = unpack.has_marks && unpack.format.is_some();
         Ok(Unpacked {
@@ -236,6 +244,7 @@ impl<'a> Unpack<'a> {
         root: &Dir,
         target: LayerTarget,
         options: &'a ApplyOptions,
+        capture: Option<&'a Mutex<Capture>>,
         watch: &'a mut dyn Watch,
     ) -> Result<Self> {
         let clone = root.try_clone().at("open directory to unpack into", "")?;
@@ -262,6 +271,7 @@ impl<'a> Unpack<'a> {
             inherits_acls: false,
             newcomer: None,
             counts: Counts::default(),
+            capture,
             watch,
         };
         unpack.find_inherited_acls()?;
@@ -278,12 +288,13 @@ impl<'a> Unpack<'a> {
             max_pax_bytes: limits.max_pax_bytes,
             max_entries: limits.max_entries,
         };
-        let mut entries = EntryReader::new(archive, entry_limits);
+        let mut entries = EntryReader::new(Tapped::new(archive, self.capture), entry_limits);
         let unpacked = self.entries(&mut entries);
         let cleaned = self.remove_stash();
         unpacked.and(cleaned)?;
         self.target.finish()?;
-        let archive = entries.into_inner();
+        self.tell_capture(Capture::entries_ended);
+        let mut archive = entries.into_inner();
         loop {
             let rest = archive.fill_buf().at("read the archive", "behind its end")?.len();
             if rest == 0 {
@@ -303,7 +314,9 @@ impl<'a> Unpack<'a> {
                 Meaning::Plain => self.place(&entry, &mut content)?,
                 Meaning::Mark(mark) => self.mark(&entry, &mark)?,
                 Meaning::LinkTarget(name) => self.stash(&name, &entry, &mut content)?,
-                Meaning::Internal => {}
+                Meaning::Internal => {
+                    self.tell_capture(|capture| capture.inline(entry.stored_size()));
+                }
             }
         }
         Ok(())

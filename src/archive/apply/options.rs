@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::parents::Below;
+use crate::archive::record::RecordOptions;
 use crate::digest::{DiffId, Digest};
 use crate::layer::{LayerFormat, Usage};
 
@@ -125,6 +126,9 @@ pub struct ApplyOptions {
     pub ownership: Ownership,
     /// Devices. Default: made.
     pub devices: Devices,
+    /// Bounds of the record that a store keeps, so that it can give the same archive back. Default:
+    /// as [`RecordOptions`] says.
+    pub record: RecordOptions,
     /// How many threads work on it at most; the result is the same, and so are the errors. The
     /// caller's is one, and alone reads the input and calls the progress callback; 0 and 1 are that
     /// one alone. With 2 another makes the files, with 3 or more yet another digests the archive. A
@@ -142,6 +146,7 @@ impl Default for ApplyOptions {
             below: None,
             ownership: Ownership::default(),
             devices: Devices::default(),
+            record: RecordOptions::default(),
             threads: 3,
         }
     }

@@ -21,14 +21,15 @@
 //! is so small that it fits a block, and where this process may have no more threads.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 
 use super::stream::{BlockReader, Blocks, Feed, Meter, Metered, Tap};
 use super::watch::{Caller, Shared, tell};
 use super::{ApplyOptions, LayerTarget, Unpack, Unpacked};
 use crate::archive::blocks::{BLOCK, Block, Digester, Pool, broken_off, channel, wait};
+use crate::archive::record::Capture;
 use crate::compression::{Compression, Decompressor};
 use crate::digest::{Digest, Hashing};
 use crate::error::Result;
@@ -50,13 +51,20 @@ pub(super) struct Job<'a> {
     pub(super) root: &'a Dir,
     pub(super) target: LayerTarget,
     pub(super) options: &'a ApplyOptions,
+    /// Where it is written down what it takes to give the archive back.
+    pub(super) capture: Option<&'a Mutex<Capture>>,
     /// The size of blocks; other than [`BLOCK`] in tests only.
     pub(super) block: usize,
 }
 
 impl<'a> Job<'a> {
-    pub(super) fn new(root: &'a Dir, target: LayerTarget, options: &'a ApplyOptions) -> Self {
-        Job { root, target, options, block: BLOCK }
+    pub(super) fn new(
+        root: &'a Dir,
+        target: LayerTarget,
+        options: &'a ApplyOptions,
+        capture: Option<&'a Mutex<Capture>>,
+    ) -> Self {
+        Job { root, target, options, capture, block: BLOCK }
     }
 
     /// Does it.

@@ -27,7 +27,8 @@ fn outcome(
 ) -> (std::result::Result<String, String>, Vec<String>) {
     let tmp = scratch();
     let root = Dir::open(tmp.path()).unwrap();
-    let job = Job { block, ..Job::new(&root, LayerTarget::Layer(LayerFormat::Aufs), options) };
+    let job =
+        Job { block, ..Job::new(&root, LayerTarget::Layer(LayerFormat::Aufs), options, None) };
     let done = job.run(&mut &bytes[..], &mut crate::progress::ignore_progress);
     let text = |mut e: Option<&dyn std::error::Error>| {
         let mut text = String::new();
@@ -135,7 +136,7 @@ fn an_error_of_the_input_comes_behind_what_was_read_before_it() {
         let options = ApplyOptions { threads, ..options() };
         let tmp = scratch();
         let root = Dir::open(tmp.path()).unwrap();
-        let job = Job { block: 512, ..Job::new(&root, LayerTarget::Tree, &options) };
+        let job = Job { block: 512, ..Job::new(&root, LayerTarget::Tree, &options, None) };
         let mut input = Breaks(&plain[..6000], false);
         let e = job.run(&mut input, &mut crate::progress::ignore_progress).err().unwrap();
         assert_eq!(e.kind(), ErrorKind::DigestMismatch);
@@ -151,7 +152,7 @@ fn a_panic_of_the_callers_is_his_and_hangs_nobody() {
             let options = ApplyOptions { threads, ..options() };
             let tmp = scratch();
             let root = Dir::open(tmp.path()).unwrap();
-            let job = Job { block: 512, ..Job::new(&root, LayerTarget::Tree, &options) };
+            let job = Job { block: 512, ..Job::new(&root, LayerTarget::Tree, &options, None) };
             let run = || {
                 let mut input = Breaks(&plain[..6000], in_input);
                 job.run(&mut input, &mut |progress| {
@@ -174,7 +175,7 @@ fn the_callback_is_called_on_the_callers_thread_and_stops_all() {
         for stop_at in [0, 1, 5, usize::MAX] {
             let tmp = scratch();
             let root = Dir::open(tmp.path()).unwrap();
-            let job = Job { block: 512, ..Job::new(&root, LayerTarget::Tree, &options) };
+            let job = Job { block: 512, ..Job::new(&root, LayerTarget::Tree, &options, None) };
             let mut calls = 0;
             let done = job.run(&mut &plain[..], &mut |progress| {
                 assert_eq!(std::thread::current().id(), caller);

@@ -65,6 +65,7 @@ impl Unpack<'_> {
                 let mode = self.first_mode(entry);
                 let file =
                     self.make(&name, path, "create file", |dir| dir.create_file(&name, mode))?;
+                self.capture_content(self.at(&name), entry);
                 self.fill(&file, *size, sparse.as_deref(), content, path)?;
                 let mut made = self.attributes(Of::Fd(file.as_fd()), &dir, &name, entry)?;
                 if *size > LARGE {
@@ -347,8 +348,12 @@ impl Unpack<'_> {
             let target = target.as_path();
             refuse(path, format!("it is a hard link to {target:?}, {reason}"))
         };
+        let mut stashed = false;
         let (old_dir, old) = match self.stashed(target)? {
-            Stashed::Here(dir, name) => (dir, name),
+            Stashed::Here(dir, name) => {
+                stashed = true;
+                (dir, name)
+            }
             Stashed::Missing => return Err(bad("which is not in the archive before it")),
             Stashed::Elsewhere => {
                 let parent = target.parent().unwrap_or_default();
@@ -377,6 +382,9 @@ impl Unpack<'_> {
                     ErrorKind::NotFound => bad("which it replaces"),
                     _ => e,
                 })?;
+            if stashed {
+                self.tell_capture(|capture| capture.found_at(target, &self.at(name)));
+            }
         }
         self.own(name);
         Ok(())

@@ -51,12 +51,14 @@ impl Unpack<'_> {
         let path = &entry.path;
         let file = match dir.create_file(name, 0o600) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                self.capture_loss(path, &dir, name)?;
                 dir.unlink(name).at("replace", path)?;
                 dir.create_file(name, 0o600)
             }
             made => made,
         };
         let file = file.at("create file", path)?;
+        self.capture_content(path.clone(), entry);
         self.fill(&file, *size, sparse.as_deref(), content, path)?;
         self.attributes(Of::Fd(file.as_fd()), &dir, name, entry)?;
         Ok(())
@@ -113,6 +115,13 @@ impl Unpack<'_> {
         self.reach(&RelPath::ROOT, Missing::Stop, &RelPath::ROOT)?;
         self.target.touch();
         let root = self.target.dir();
+        if self.captures_losses() {
+            let dir = root.open_dir(&name).at("open hidden directory", &name)?;
+            let hidden = RelPath::from(Name::new(DIRECTORY)?);
+            for entry in dir.entries().at("list hidden directory", &name)? {
+                self.capture_loss(&hidden.join(&entry.name), &dir, &entry.name)?;
+            }
+        }
         remove_tree(&root, &name, &mut || Ok(())).at("remove hidden directory", &name)
     }
 }

@@ -10,10 +10,10 @@ use super::*;
 use crate::layer::stack::{Branch, LayerStack};
 
 /// xorshift64.
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    fn below(&mut self, n: u64) -> u64 {
+    pub(super) fn below(&mut self, n: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -21,7 +21,7 @@ impl Random {
     }
 
     /// A path of one to three of the names a, b and c.
-    fn path(&mut self) -> String {
+    pub(super) fn path(&mut self) -> String {
         let names: Vec<&str> = (0..=self.below(3))
             .map(|_| ["a", "b", "c"][usize::try_from(self.below(3)).unwrap()])
             .collect();
@@ -45,7 +45,7 @@ impl Random {
     }
 }
 
-fn cases() -> u64 {
+pub(super) fn cases() -> u64 {
     if std::env::var_os("STRATAFS_FULL").is_some() { 4_000 } else { 250 }
 }
 

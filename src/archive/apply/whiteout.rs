@@ -230,7 +230,7 @@ impl Unpack<'_> {
         Ok(())
     }
 
-    fn list(&self) -> Result<Vec<DirEntry>> {
+    pub(super) fn list(&self) -> Result<Vec<DirEntry>> {
         let entries = self.target.dir().entries();
         entries.at("list directory", self.target.path())
     }
@@ -326,6 +326,7 @@ impl Unpack<'_> {
 
     /// Removes `name` in the current directory with all below it.
     pub(super) fn remove_below(&mut self, name: &Name) -> io::Result<()> {
+        self.capture_losses(name)?;
         self.target.tally.give_up();
         let dir = self.target.dir();
         remove_tree(&dir, name, &mut || self.watch.moved().map_err(io::Error::from))

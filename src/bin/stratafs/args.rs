@@ -102,8 +102,10 @@ pub(crate) enum Command {
     /// Write an image as an OCI layout
     ///
     /// NAME may be a committed snapshot too: the image then has the configuration of the image that it
-    /// was built on. Layers are packed anew from what is on disk, but for an image imported with
-    /// --keep-blobs, which is written as it came.
+    /// was built on. An image imported with --keep-blobs is written as it came. Else layers that were
+    /// imported are given back uncompressed byte for byte, and compressed anew: their digests in the
+    /// configuration stay, those in the manifest change. `stat` says of which layers the store cannot
+    /// do that; they are packed anew, as are all others.
     #[command(after_help = "Examples:
   stratafs save alpine -o alpine.tar
   stratafs save alpine -o layout-dir/ --compress zstd
@@ -119,6 +121,10 @@ pub(crate) enum Command {
     Apply(Apply),
 
     /// Write a snapshot's layer as an uncompressed tar archive
+    ///
+    /// A layer that was unpacked from an archive comes back as that archive, byte for byte; `stat`
+    /// says so, or why not. Any other is packed in the canonical form, which depends on nothing but
+    /// what is in the layer.
     ///
     /// A snapshot that is still active may be exported too, as it is then. With --parent it is the
     /// layer that would make the snapshot from any other, whether or not that is below it.
@@ -330,6 +336,10 @@ pub(crate) struct Export {
     /// Where to, or - for standard output
     #[arg(short, long, value_name = "FILE", default_value = "-")]
     pub(crate) output: PathBuf,
+    /// Pack it anew in the canonical form, though the archive that it was unpacked from could be given
+    /// back
+    #[arg(long)]
+    pub(crate) canonical: bool,
 }
 
 #[derive(Debug, Args)]

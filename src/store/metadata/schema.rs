@@ -14,6 +14,7 @@ const VERSION: i32 = 1;
 ///   snapshot is being made.
 /// - `snapshots`: one key space for all kinds. `bytes`, `inodes` and `has_marks` are known of settled
 ///   ones; `labels` is a JSON object.
+///   `no_record` is why a layer with a `diff_id` has no record; without that it has one.
 ///   `handed_out`: its mounts were given to others, so nobody knows until when it is mounted.
 /// - `images`, `image_layers`: which layers an image needs, the base first.
 const TABLES: &str = "
@@ -34,7 +35,8 @@ const TABLES: &str = "
         inodes INTEGER,
         has_marks INTEGER,
         handed_out INTEGER NOT NULL DEFAULT 0,
-        diff_id TEXT
+        diff_id TEXT,
+        no_record TEXT
     ) STRICT;
     CREATE INDEX snapshots_parent ON snapshots (parent);
     CREATE TABLE images (

@@ -9,7 +9,7 @@ use super::{Tx, from_nanos, to_nanos};
 use crate::digest::DiffId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::Usage;
-use crate::store::snapshot::{Info, Kind, Labels};
+use crate::store::snapshot::{Info, Kind, Labels, RecordState};
 
 /// A snapshot as it stands in the database.
 #[derive(Clone, Debug)]
@@ -36,10 +36,13 @@ pub(in crate::store) struct NewSnapshot<'a> {
     /// Usage and whether it has marks, of what is settled from the start.
     pub(in crate::store) settled: Option<(Usage, bool)>,
     pub(in crate::store) diff_id: Option<DiffId>,
+    /// Why there is no record of the archive of that digest, if there is none.
+    pub(in crate::store) no_record: Option<&'a str>,
 }
 
 const COLUMNS: &str = "s.id, s.key, s.kind, s.parent, p.key, s.labels, s.created, s.updated, \
-     s.settled, s.bytes, s.inodes, s.has_marks, s.diff_id, s.handed_out";
+     s.settled, s.bytes, s.inodes, s.has_marks, s.diff_id, s.handed_out, \
+     s.no_record";
 const FROM: &str = "FROM snapshots s LEFT JOIN snapshots p ON p.id = s.parent";
 
 /// A row as SQLite gives it, before it is understood.
@@ -57,6 +60,7 @@ struct Raw {
     has_marks: Option<bool>,
     diff_id: Option<String>,
     handed_out: bool,
+    no_record: Option<String>,
 }
 
 fn read_raw(row: &rusqlite::Row<'_>) -> rusqlite::Result<Raw> {
@@ -74,6 +78,7 @@ fn read_raw(row: &rusqlite::Row<'_>) -> rusqlite::Result<Raw> {
         has_marks: row.get(11)?,
         diff_id: row.get(12)?,
         handed_out: row.get(13)?,
+        no_record: row.get(14)?,
     })
 }
 
@@ -92,6 +97,11 @@ fn understand(raw: Raw) -> Result<Row> {
         _ => None,
     };
     let diff_id = raw.diff_id.as_deref().map(str::parse).transpose()?;
+    let record = match (diff_id, raw.no_record) {
+        (None, _) => RecordState::NotImported,
+        (Some(_), None) => RecordState::Kept,
+        (Some(_), Some(reason)) => RecordState::Missing(reason),
+    };
     Ok(Row {
         id: raw.id,
         parent: raw.parent,
@@ -107,6 +117,7 @@ fn understand(raw: Raw) -> Result<Row> {
             updated: from_nanos(raw.updated),
             usage,
             diff_id,
+            record,
         },
     })
 }
@@ -186,8 +197,8 @@ impl Tx<'_> {
         let (usage, has_marks) = new.settled.unzip();
         self.execute(
             "INSERT INTO snapshots (id, key, kind, parent, labels, created, updated, settled, \
-             bytes, inodes, has_marks, diff_id) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6, ?7, ?8, ?9, ?10, ?11)",
+             bytes, inodes, has_marks, diff_id, no_record) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
             params![
                 new.id,
                 new.key,
@@ -200,6 +211,7 @@ impl Tx<'_> {
                 usage.map(|u| to_signed(u.inodes)),
                 has_marks,
                 new.diff_id.map(|d| d.to_string()),
+                new.no_record,
             ],
         )?;
         self.end_intent(new.id)

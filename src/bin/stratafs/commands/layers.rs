@@ -6,8 +6,8 @@ use std::path::Path;
 
 use serde::Serialize;
 use stratafs::{
-    Applied, ApplyOptions, Change, ExportOptions, Exported, LayerFormat, LayerTarget, ProgressFn,
-    apply_layer, diff_trees, export_diff,
+    Applied, ApplyOptions, ArchiveForm, Change, ExportOptions, Exported, LayerFormat, LayerTarget,
+    ProgressFn, apply_layer, diff_trees, export_diff,
 };
 
 use super::{Context, Missing, Result, snapshot, snapshot_or_top};
@@ -64,7 +64,10 @@ pub(super) fn export(context: &Context, args: &args::Export) -> Result {
     check_output(context, &args.output)?;
     let store = context.open(Missing::Refuse)?;
     let key = snapshot(&store, &args.name)?;
-    let options = ExportOptions::new();
+    let mut options = ExportOptions::new();
+    if args.canonical {
+        options.form = ArchiveForm::Canonical;
+    }
     let Some(parent) = &args.parent else {
         return pack(context, &args.output, |out, progress| {
             store.export(&key, out, &options, progress)
@@ -207,6 +210,8 @@ struct Packed {
     bytes: u64,
     entries: u64,
     left_out_sockets: u64,
+    /// Whether it is the archive that the layer was unpacked from.
+    as_imported: bool,
 }
 
 impl From<&Exported> for Packed {
@@ -216,6 +221,7 @@ impl From<&Exported> for Packed {
             bytes: exported.bytes,
             entries: exported.entries,
             left_out_sockets: exported.sockets,
+            as_imported: exported.form == ArchiveForm::AsImported,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use serde::Serialize;
-use stratafs::{CommitOptions, ErrorKind, ImageRecord, Info, Store, Usage};
+use stratafs::{CommitOptions, ErrorKind, ImageRecord, Info, RecordState, Store, Usage};
 
 use super::{Context, Missing, Result, snapshot_or_top};
 use crate::args;
@@ -129,10 +129,19 @@ struct Snapshot {
     updated: String,
     usage: Option<Usage>,
     diff_id: Option<String>,
+    /// Whether the archive of that digest can be given back; null if there was none.
+    record: Option<bool>,
+    /// Why it cannot.
+    no_record: Option<String>,
 }
 
 impl From<Info> for Snapshot {
     fn from(info: Info) -> Snapshot {
+        let (record, no_record) = match info.record {
+            RecordState::Kept => (Some(true), None),
+            RecordState::Missing(reason) => (Some(false), Some(reason)),
+            _ => (None, None),
+        };
         Snapshot {
             kind: info.kind.as_str(),
             key: info.key,
@@ -142,6 +151,8 @@ impl From<Info> for Snapshot {
             updated: timestamp(info.updated),
             usage: info.usage,
             diff_id: info.diff_id.map(|id| id.to_string()),
+            record,
+            no_record,
         }
     }
 }
@@ -163,6 +174,12 @@ impl Report for Snapshot {
         }
         if let Some(diff_id) = &self.diff_id {
             writeln!(out, "diff id  {diff_id}")?;
+        }
+        if self.record == Some(true) {
+            writeln!(out, "record   kept: `export` gives the imported archive back")?;
+        }
+        if let Some(reason) = &self.no_record {
+            writeln!(out, "record   none: {reason}")?;
         }
         Ok(())
     }

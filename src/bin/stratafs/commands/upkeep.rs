@@ -100,8 +100,9 @@ impl Report for Checked {
         for problem in &self.0.problems {
             writeln!(out, "{problem}")?;
         }
-        let CheckReport { snapshots, images, .. } = &self.0;
-        writeln!(out, "looked at {snapshots} snapshots and {images} images")
+        let CheckReport { snapshots, records, images, .. } = &self.0;
+        writeln!(out, "looked at {snapshots} snapshots and {images} images")?;
+        writeln!(out, "{records} layers give the archive back that they were unpacked from")
     }
 }
 
