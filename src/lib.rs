@@ -18,6 +18,7 @@
 //! an archive goes out as that archive, byte for byte ([`ArchiveForm`]). Any two snapshots, or
 //! directories, can be compared, and the difference packed as a layer ([`Store::export_between`],
 //! [`export_diff`]).
+//! Layer directories that other union file systems wrote come in by [`Store::adopt`].
 //!
 //! # Layers, a writable snapshot, its changes
 //!
@@ -96,6 +97,7 @@
 #![deny(clippy::undocumented_unsafe_blocks)]
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 
+mod adopt;
 mod archive;
 mod changes;
 mod compression;
@@ -107,12 +109,14 @@ mod error;
 pub mod fuzzing;
 mod image;
 mod layer;
+mod override_stat;
 mod path;
 mod progress;
 mod store;
 mod sys;
 mod tree;
 
+pub use adopt::{AdoptOptions, AdoptReport, Adopted, Finding, OtherMarks, OverrideStats};
 pub use archive::{
     Applied, ApplyLimits, ApplyOptions, ArchiveForm, Devices, ExportOptions, Exported, LayerTarget,
     Ownership, RecordOptions, SecurityLabels, UnionXattrs, XattrPolicy, apply_layer, diff_trees,
@@ -135,7 +139,7 @@ pub use image::{
     BlobWriter, Image, ImageLayer, ImageLayout, ImageSelector, ImportOptions, LayoutWriter,
     Platform, SaveOptions, SavedImage, import_image, save_image,
 };
-pub use layer::{LayerFormat, Usage};
+pub use layer::{ForeignFormat, LayerFormat, Usage};
 pub use path::{NAME_MAX, Name, RelPath};
 pub use progress::{Phase, Progress, ProgressFn, ignore_progress};
 pub use store::{

@@ -24,7 +24,7 @@ pub struct Progress {
 pub enum Phase {
     /// Reading and verifying an image's metadata and blobs.
     Verify,
-    /// Unpacking a layer.
+    /// Unpacking a layer, or adopting a foreign one.
     Apply,
     /// Packing a layer.
     Export,

@@ -28,6 +28,7 @@ const TIERS: &[(&str, u8)] = &[
     ("changes", 4),
     ("archive", 5),
     ("union", 4),
+    ("adopt", 5),
     ("fuse", 5),
     // Above `changes`, by which it finds what a tree has beyond layers; below the engine that copies.
     ("tree", 5),

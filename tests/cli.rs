@@ -53,6 +53,7 @@ fn main() {
         trial("a_copy_is_used_where_it_is", a_copy_in_place),
         trial("a_store_that_lost_its_metadata_is_not_an_empty_one", lost_metadata),
         trial("an_input_that_cannot_be_a_layer_is_named", inputs_are_named),
+        trial("foreign_layers_are_adopted_and_told_of", foreign_layers),
     ];
     // As root it would be the machine's own store.
     let reason = if root { "not for root" } else { "" };
@@ -869,6 +870,38 @@ fn a_signal_at_a_named_pipe() {
 }
 
 // --- damage, roots, mounts ---------------------------------------------------------------------
+
+fn foreign_layers() {
+    let fixture = Fixture::new();
+    for dir in ["branch/d", "branch/.wh..wh.plnk"] {
+        fs::create_dir_all(fixture.path(dir)).unwrap();
+    }
+    for file in ["branch/.wh.gone", "branch/d/.wh..wh..opq", "branch/d/f"] {
+        fixture.file(file, b"");
+    }
+    fs::write(fixture.path("branch").join(OsStr::from_bytes(b".wh.\xff")), "").unwrap();
+
+    fixture.run(&["adopt", "a", "branch"]).is_refused(&["--as"]);
+    fixture.run(&["adopt", "a", "branch", "--as", "auto"]).is_refused(&["fuse-overlayfs"]);
+    fixture.run(&["adopt", "a", "none", "--as", "aufs"]).fails(4, &["none"]);
+    fixture.run(&["adopt", "a", "store", "--as", "aufs"]).fails(2, &["store itself"]);
+    fixture.run(&["adopt", "a", "branch", "--as", "overlay-user"]).fails(6, &[".wh.", "state"]);
+    fixture.run(&["adopt", "a", "branch", "--as", "aufs", "--lower", "b"]).fails(2, &["parent"]);
+
+    let out = fixture.ok(&["adopt", "a", "branch", "--as", "aufs", "--label", "from=aufs"]);
+    let lines: Vec<&str> = out.lines().collect();
+    assert!(lines[0].starts_with("3 entries, "), "{out}");
+    assert_eq!(lines[1], "whiteouts: 2 (\"gone\", ...)");
+    assert_eq!(lines[2], "opaque directories: 1 (\"d\")");
+    let out = fixture.json(&["adopt", "b", "branch", "--as", "aufs", "--parent", "a"]);
+    assert_eq!(out["report"]["format"], "aufs");
+    assert_eq!(out["report"]["whiteouts"]["count"], 2);
+    let paths = &out["report"]["whiteouts"]["paths"];
+    assert_eq!(paths[0], serde_json::json!({"path": "/gone"}));
+    assert_eq!(paths[1]["path_bytes"], serde_json::json!([47, 255]));
+    assert_eq!(fixture.json(&["stat", "b"])["parent"], "a");
+    fixture.is_clean();
+}
 
 fn damage_is_found() {
     let fixture = Fixture::new();

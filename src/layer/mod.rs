@@ -2,11 +2,13 @@
 
 pub(crate) mod cursor;
 pub(crate) mod descent;
+pub(crate) mod foreign;
 mod format;
 pub(crate) mod marks;
 pub(crate) mod stack;
 pub(crate) mod usage;
 pub(crate) mod walk;
 
+pub use foreign::ForeignFormat;
 pub use format::LayerFormat;
 pub use usage::Usage;

@@ -20,6 +20,7 @@
 //! [`ErrorKind::Busy`].
 
 mod activate;
+mod adopt;
 mod blobs;
 mod check;
 mod commit;

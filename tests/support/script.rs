@@ -6,8 +6,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use stratafs::{
-    ApplyOptions, CommitOptions, Kind, Labels, MountOptions, Progress, Shown, Store,
-    ignore_progress,
+    AdoptOptions, ApplyOptions, CommitOptions, ForeignFormat, Kind, Labels, MountOptions, Progress,
+    Shown, Store, ignore_progress,
 };
 
 use super::imported;
@@ -127,6 +127,23 @@ pub const SCRIPT: &[Step] = &[
         states: |m| {
             let (tree, labels) = (Some(applied_tree()), Labels::new());
             one(m, |m| insert(m, "applied on top", Kind::Committed, Some("top"), labels, tree))
+        },
+    },
+    Step {
+        name: "adopt",
+        run: |store| {
+            // Beside the store, so that it goes with it if this process is killed.
+            let foreign = store.root().with_file_name("foreign");
+            fs::create_dir(&foreign).unwrap();
+            write_tree(&foreign, &applied_tree());
+            let options = AdoptOptions::unprivileged(ForeignFormat::OverlayUser);
+            let labels = Labels::new();
+            store.adopt("adopted", None, &foreign, &options, labels, &mut ignore_progress).unwrap();
+            fs::remove_dir_all(&foreign).unwrap();
+        },
+        states: |m| {
+            let tree = Some(applied_tree());
+            one(m, |m| insert(m, "adopted", Kind::Committed, None, Labels::new(), tree))
         },
     },
     Step {

@@ -120,6 +120,32 @@ pub(crate) enum Command {
   zcat app.tar.gz | stratafs apply app --parent base")]
     Apply(Apply),
 
+    /// Copy a layer directory that another program wrote into a new committed snapshot
+    ///
+    /// DIR is the directory of one layer, not the place where the union is mounted:
+    ///
+    ///   docker         /var/lib/docker/overlay2/ID/diff
+    ///                  /var/lib/docker/aufs/diff/ID
+    ///   podman, CRI-O  /var/lib/containers/storage/overlay/ID/diff
+    ///                  ~/.local/share/containers/storage/overlay/ID/diff
+    ///   containerd     /var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/N/fs
+    ///
+    /// Of docker, podman and CRI-O the file ID/lower names the layers below it, nearest first.
+    ///
+    /// Its marks become those of the store, and what was found is told. DIR is only read, and nothing
+    /// may write to it meanwhile. Adopt the layers below it first, and name the top one as the parent.
+    #[command(
+        verbatim_doc_comment,
+        after_help = "Examples:
+  stratafs adopt base /var/lib/docker/overlay2/4f1c/diff --as overlay
+  stratafs adopt app /var/lib/docker/overlay2/9a20/diff --as overlay --parent base
+  stratafs adopt work ~/.local/share/containers/storage/overlay/77ab/diff --as fuse-overlayfs \\
+      --override-stat honour
+  stratafs adopt alone upper --as overlay --lower mid --lower base
+  stratafs --json adopt old branch --as aufs | jq .report.whiteouts.count"
+    )]
+    Adopt(Adopt),
+
     /// Write a snapshot's layer as an uncompressed tar archive
     ///
     /// A layer that was unpacked from an archive comes back as that archive, byte for byte; `stat`
@@ -324,6 +350,64 @@ pub(crate) struct Apply {
     /// The archive, or - for standard input
     #[arg(default_value = "-")]
     pub(crate) file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Adopt {
+    /// What to call the snapshot
+    pub(crate) name: String,
+    /// The layer's directory
+    pub(crate) dir: PathBuf,
+    /// Which program wrote it
+    #[arg(long = "as", value_enum, value_name = "FORMAT")]
+    pub(crate) format: ForeignName,
+    /// The snapshot or image below it
+    #[arg(long)]
+    pub(crate) parent: Option<String>,
+    /// A layer directory that was below it, nearest first; may be repeated. It is where renamed
+    /// directories (redirect_dir) and files without data (metacopy) have their contents. Default: the
+    /// parent's layers
+    #[arg(long = "lower", value_name = "DIR")]
+    pub(crate) lowers: Vec<PathBuf>,
+    /// What to do with owners and modes kept in xattrs (user.containers.override_stat), which any
+    /// user may set on a file of his own
+    #[arg(long, value_enum, value_name = "WHAT", default_value = "refuse")]
+    pub(crate) override_stat: OverrideStatName,
+    /// What to do with what would be a mark in another format
+    #[arg(long, value_enum, value_name = "WHAT", default_value = "refuse")]
+    pub(crate) other_marks: OtherMarksName,
+    #[command(flatten)]
+    pub(crate) labels: Labels,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ForeignName {
+    /// The kernel's overlayfs, mounted by root: trusted.overlay.*
+    Overlay,
+    /// The kernel's overlayfs, mounted with userxattr, as rootless: user.overlay.*
+    OverlayUser,
+    /// fuse-overlayfs
+    FuseOverlayfs,
+    /// AUFS
+    Aufs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OverrideStatName {
+    /// Stop at the first one
+    Refuse,
+    /// Leave them out: files are what they are
+    Ignore,
+    /// Make files what they say; only for a directory where no container could set them
+    Honour,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OtherMarksName {
+    /// Stop at the first one
+    Refuse,
+    /// Names are files like any other, and xattrs are left out
+    Plain,
 }
 
 #[derive(Debug, Args)]

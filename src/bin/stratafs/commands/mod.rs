@@ -1,6 +1,7 @@
 //! The commands: each validates what was typed, makes one call of the library, and prints what that
 //! gives.
 
+mod adopt;
 mod images;
 mod layers;
 mod mounts;
@@ -46,6 +47,7 @@ pub(crate) fn run(context: &Context, command: Command) -> Result {
         Command::Import(args) => images::import(context, args),
         Command::Save(args) => images::save(context, &args),
         Command::Apply(args) => layers::apply(context, args),
+        Command::Adopt(args) => adopt::adopt(context, args),
         Command::Export(args) => layers::export(context, &args),
         Command::Prepare(args) => snapshots::prepare(context, args),
         Command::View(args) => snapshots::view(context, args),
