@@ -100,7 +100,6 @@ pub(crate) fn adopt<'a>(
 ) -> Result<Adopted> {
     needs_trusted(options.format, layer)?;
     let root = layer.reopen().at("open", "the new layer")?;
-    strip(&root).at("take the xattrs from", "the new layer")?;
     let target = Descent::new(root, Purpose::Change).at("open", "the new layer")?;
     let mut adoption = Adoption {
         options,
@@ -167,16 +166,6 @@ fn needs_trusted(format: ForeignFormat, own: &Dir) -> Result<()> {
         )
         .with_source(e)),
     }
-}
-
-/// Takes what the new root has from its parent: it gets what the foreign root has.
-fn strip(root: &Dir) -> std::io::Result<()> {
-    for key in xattr::list(Of::dir(root))? {
-        if !marks::is_union_xattr(&key) && !key.starts_with(b"security.") {
-            xattr::remove(Of::dir(root), &key)?;
-        }
-    }
-    Ok(())
 }
 
 /// Whether it is the directory that Docker and containers/storage keep about a layer, and not the layer.

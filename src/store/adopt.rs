@@ -71,8 +71,11 @@ impl Store {
                 .map_err(|e| {
                     e.context(format!("adopting {shown:?} as {} failed", options.format))
                 })?;
-            let filled =
-                Filled { settled: Some((adopted.usage, adopted.has_marks)), ..Filled::default() };
+            let filled = Filled {
+                settled: Some((adopted.usage, adopted.has_marks)),
+                describes_root: true,
+                ..Filled::default()
+            };
             result = Some(adopted);
             Ok(filled)
         })?;
