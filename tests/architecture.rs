@@ -28,10 +28,11 @@ const TIERS: &[(&str, u8)] = &[
     ("changes", 4),
     ("archive", 5),
     ("union", 4),
-    ("adopt", 5),
     ("fuse", 5),
     // Above `changes`, by which it finds what a tree has beyond layers; below the engine that copies.
     ("tree", 5),
+    // By the options of `archive`.
+    ("adopt", 6),
     ("helper", 6),
     ("driver", 6),
     ("store", 7),

@@ -96,28 +96,34 @@ fn killed_at_any_report() {
     }
 }
 
-/// An import leaves none of its layers, or all, or those that were whole until gc comes.
+/// An import leaves none of its layers, or all, or those that were whole until gc comes; whether it
+/// unpacks one after the other, which reports each entry, or two at once, which reports now and then.
 fn killed_during_import() {
     let layout = suite::temp();
     imported::write_layout(layout.path());
     let states = imported::states(&Model::default());
-    for k in 0.. {
-        let dir = suite::temp();
-        let root = dir.path().join("store");
-        lived_until(&root, 0);
-        let arguments = [root.to_str().unwrap(), &k.to_string(), layout.path().to_str().unwrap()];
-        let mut child = suite::child("import", &arguments);
-        let killed = suite::was_killed(child.wait().unwrap());
-        let mut allowed = states.clone();
-        let whole = allowed.pop().unwrap();
-        allowed.insert(0, Model::default());
-        if !killed {
-            allowed = vec![whole];
-        }
-        model::assert_survived(&root, &allowed, &format!("import, killed at report {k}"));
-        if !killed {
-            assert!(k > 2 * script::applied_tree().len(), "no report for each of the entries");
-            return;
+    for threads in ["1", "2"] {
+        for k in 0_usize.. {
+            let dir = suite::temp();
+            let root = dir.path().join("store");
+            lived_until(&root, 0);
+            let (root_text, report) = (root.to_str().unwrap(), k.to_string());
+            let arguments = [root_text, &report, layout.path().to_str().unwrap(), threads];
+            let mut child = suite::child("import", &arguments);
+            let killed = suite::was_killed(child.wait().unwrap());
+            let mut allowed = states.clone();
+            let whole = allowed.pop().unwrap();
+            allowed.insert(0, Model::default());
+            if !killed {
+                allowed = vec![whole];
+            }
+            let what = format!("import by {threads}, killed at report {k}");
+            model::assert_survived(&root, &allowed, &what);
+            if !killed {
+                let least = if threads == "1" { 2 * script::applied_tree().len() } else { 0 };
+                assert!(k > least, "no report for each of the entries");
+                break;
+            }
         }
     }
 }
@@ -185,7 +191,8 @@ fn child(arguments: &[String]) {
             if duty == "apply" {
                 script::apply(&store, "applied", None, &mut die_at_last);
             } else {
-                imported::import_from(&store, Path::new(&arguments[3]), &mut die_at_last);
+                let threads = arguments[4].parse().ok();
+                imported::import_from(&store, Path::new(&arguments[3]), threads, &mut die_at_last);
             }
         }
         "life" => {

@@ -38,7 +38,7 @@ use std::sync::Arc;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::descent::{Descent, Purpose};
 use crate::layer::foreign::ForeignFormat;
-use crate::layer::{LayerFormat, marks, usage};
+use crate::layer::{LayerFormat, usage};
 use crate::path::{Name, RelPath};
 use crate::progress::{Phase, Progress, ProgressFn};
 use crate::sys::copy::Copier;

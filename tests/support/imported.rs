@@ -1,5 +1,6 @@
 //! An image of two layers that a script imports, and what the store holds on the way.
 
+use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -27,17 +28,19 @@ pub fn write_layout(dir: &Path) {
 pub fn import(store: &Store) {
     let dir = suite::temp();
     write_layout(dir.path());
-    import_from(store, dir.path(), &mut ignore_progress);
+    import_from(store, dir.path(), None, &mut ignore_progress);
 }
 
-/// Imports the image of a layout written before.
+/// Imports the image of a layout written before, so many layers at once.
 pub fn import_from(
     store: &Store,
     dir: &Path,
+    threads: Option<NonZeroUsize>,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) {
     let layout = ImageLayout::open(dir).unwrap();
     let mut options = ImportOptions::new();
+    options.threads = threads;
     options.apply = ApplyOptions::unprivileged();
     import_image(store, &layout, "imported", &options, progress).unwrap();
 }
