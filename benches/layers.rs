@@ -1,131 +1,187 @@
-//! What moving layers costs: unpacking an archive into a store, packing it again, importing an image
-//! of four layers. GNU tar stands beside for scale. Runs as anybody: `cargo bench --bench layers`.
+//! What moving layers costs: unpacking archives into a store, packing them again, what a layer
+//! changes, importing an image; and beside it, where they are installed, what others need for the
+//! same. Runs as anybody. Nothing is asserted; a table of ratios is printed at the end.
+//!
+//! ```sh
+//! cargo bench --bench layers                                       # a small tree, some minutes
+//! STRATAFS_BENCH_TREE=/usr/share cargo bench --bench layers        # for figures
+//! STRATAFS_BENCH_TAR=layer.tar cargo bench --bench layers -- apply # one that is there; some of it
+//! ```
+//!
+//! Figures are worth something only as ratios from one run, on a machine that does nothing else, as
+//! root (so that all restore owners) and on a tmpfs, where the disk has no say; room for ten times the
+//! tree is needed. `STRATAFS_BENCH_SCRATCH` names another place for it.
+//!
+//! What is compared is not quite the same: ours computes the digests of the archive, compressed and
+//! not, and records the layer in a database; GNU tar and bsdtar do neither, and trust the archive's
+//! paths more. umoci verifies digests, too. Nobody waits for a disk.
 
-use std::io::Write;
+mod support;
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::Duration;
 
-use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use stratafs::{
-    ApplyOptions, Durability, ExportOptions, ImageLayout, ImportOptions, Labels, LayerFormat,
-    LayoutWriter, Ownership, SaveOptions, Store, StoreOptions, ignore_progress, import_image,
-    save_image,
+    ApplyOptions, ExportOptions, ImageLayout, ImportOptions, LayerTarget, LayoutWriter,
+    SaveOptions, Store, apply_layer, ignore_progress, import_image, save_image,
 };
+
+use support::peers::{self, Peer};
+use support::scratch::{clear, empty, is_root, scratch};
+use support::table::{OURS, Table};
+use support::tree::{Archives, made_up, made_up_change};
+use support::{apply, apply_options, for_figures, store};
 
 const FILES: usize = 5_000;
 
-fn open(root: &Path) -> Store {
-    let mut options = StoreOptions::new();
-    options.format = Some(LayerFormat::OverlayUser);
-    options.durability = Durability::None;
-    Store::open(root, options).expect("store opens")
+fn main() {
+    let files = if for_figures() { FILES } else { 100 };
+    let scratch = scratch();
+    let dir = scratch.path();
+    let archives = Archives::new(dir, files);
+    let peers = Peers::find();
+    let store = store(&dir.join("store"));
+    let mut table = Table::new();
+    unpacking(&mut table, dir, &store, &archives, &peers);
+    packing(&mut table, dir, &store, &archives, &peers);
+    changes(&mut table, dir, &store, files);
+    images(&mut table, dir, &store, files, &peers);
+    table.finish();
 }
 
-fn apply_options() -> ApplyOptions {
-    let mut options = ApplyOptions::default();
-    options.ownership = Ownership::Ignore;
-    options
+struct Peers {
+    tar: Option<Peer>,
+    bsdtar: Option<Peer>,
+    pigz: Option<Peer>,
+    umoci: Option<Peer>,
 }
 
-/// Small files in directories of fifty, as packages have them.
-fn archive(seed: usize) -> Vec<u8> {
-    let mut tar = tar::Builder::new(Vec::new());
-    for i in 0..FILES {
-        let text = format!("{seed} {i} ").repeat(100 + i % 400);
-        let mut header = tar::Header::new_ustar();
-        header.set_size(text.len() as u64);
-        header.set_mode(0o644);
-        header.set_mtime(1_700_000_000);
-        let name = format!("usr/share/{seed}/{}/file-{i}", i / 50);
-        tar.append_data(&mut header, name, text.as_bytes()).expect("entry");
+impl Peers {
+    fn find() -> Peers {
+        Peers {
+            tar: peers::find("tar"),
+            bsdtar: peers::find("bsdtar"),
+            pigz: peers::find("pigz"),
+            umoci: peers::find("umoci"),
+        }
     }
-    tar.into_inner().expect("archive")
 }
 
-fn layers(c: &mut Criterion) {
-    let tmp = tempfile::tempdir_in("/dev/shm").expect("temporary directory");
-    let store = open(&tmp.path().join("store"));
-    let tar = archive(0);
-    let apply = |name: &str| {
-        let labels = Labels::new();
-        store
-            .apply(name, None, &mut &tar[..], &apply_options(), labels, &mut ignore_progress)
-            .expect("apply")
-    };
-    let mut group = c.benchmark_group("layers");
-    group.sample_size(10).measurement_time(Duration::from_secs(5));
-    group.throughput(Throughput::Bytes(tar.len() as u64));
-    group.bench_function("apply", |b| {
-        b.iter_batched(
-            || drop(store.remove("layer")),
-            |()| apply("layer"),
-            BatchSize::PerIteration,
-        );
-    });
-    group.bench_function("gnu-tar-extract", |b| {
-        let target = tmp.path().join("gnu");
-        let clear = || {
-            drop(std::fs::remove_dir_all(&target));
-            std::fs::create_dir(&target).expect("directory");
-        };
-        let extract = |()| {
-            let mut child = Command::new("tar")
-                .arg("-xf-")
-                .arg("-C")
-                .arg(&target)
-                .stdin(Stdio::piped())
-                .spawn()
-                .expect("tar runs");
-            child.stdin.take().expect("pipe").write_all(&tar).expect("tar reads");
-            assert!(child.wait().expect("tar ends").success());
-        };
-        b.iter_batched(clear, extract, BatchSize::PerIteration);
-    });
-    if store.stat("layer").is_err() {
-        apply("layer");
+fn unpacking(table: &mut Table, dir: &Path, store: &Store, archives: &Archives, peers: &Peers) {
+    let target = dir.join("unpacked");
+    let fresh = || empty(&target);
+    let remove = || drop(store.remove("layer"));
+    let mut all = vec![("apply tar", &archives.plain), ("apply tar.gz", &archives.gzip)];
+    all.extend(archives.zstd.as_ref().map(|path| ("apply tar.zst", path)));
+    for (what, archive) in all {
+        table.measure(what, OURS, remove, || apply(store, "layer", None, archive));
+        table.measure(what, "stratafs, no store", fresh, || unpack(archive, &target));
+        if let Some(tar) = &peers.tar {
+            table.compare(what, "GNU tar", fresh, || tar.run(&[&"-xpf", archive, &"-C", &target]));
+        }
+        if let Some(bsdtar) = &peers.bsdtar {
+            let run = || bsdtar.run(&[&"-xpf", archive, &"-C", &target]);
+            table.compare(what, "bsdtar", fresh, run);
+        }
+        if what == "apply tar.gz"
+            && let (Some(pigz), Some(tar)) = (&peers.pigz, &peers.tar)
+        {
+            let run = || pigz.pipe(&[&"-dc", archive], tar, &[&"-xpf-", &"-C", &target]);
+            table.compare(what, "pigz | GNU tar", fresh, run);
+        }
     }
-    group.bench_function("export", |b| {
-        b.iter(|| {
-            let mut out = Vec::with_capacity(tar.len() * 2);
-            let options = ExportOptions::default();
-            store.export("layer", &mut out, &options, &mut ignore_progress).expect("export")
-        });
-    });
-    group.finish();
+    clear(&target);
+    remove();
+}
 
+/// Into a plain tree, as the archivers do.
+fn unpack(archive: &Path, target: &Path) {
+    let options: ApplyOptions = apply_options();
+    let input = File::open(archive).expect("the archive opens");
+    apply_layer(input, target, LayerTarget::Tree, &options, &mut ignore_progress)
+        .expect("unpacked");
+}
+
+fn packing(table: &mut Table, dir: &Path, store: &Store, archives: &Archives, peers: &Peers) {
+    apply(store, "layer", None, &archives.plain);
+    let (tree, out) = (dir.join("tree"), dir.join("packed.tar"));
+    empty(&tree);
+    unpack(&archives.plain, &tree);
+    // Into a file: GNU tar does not even read what it packs for /dev/null.
+    let fresh = || drop(fs::remove_file(&out));
+    table.measure("export", OURS, fresh, || {
+        let mut out = File::create(&out).expect("a new file");
+        let options = ExportOptions::default();
+        store.export("layer", &mut out, &options, &mut ignore_progress).expect("packed");
+    });
+    if let Some(tar) = &peers.tar {
+        table.compare("export", "GNU tar", fresh, || tar.run(&[&"-cf", &out, &"-C", &tree, &"."]));
+    }
+    if let Some(bsdtar) = &peers.bsdtar {
+        let run = || bsdtar.run(&[&"-cf", &out, &"-C", &tree, &"."]);
+        table.compare("export", "bsdtar", fresh, run);
+    }
+    fresh();
+    clear(&tree);
+}
+
+/// Always of the made-up tree, since what is changed must be known.
+fn changes(table: &mut Table, dir: &Path, store: &Store, files: usize) {
+    apply(store, "below", None, &made_up(&dir.join("below.tar"), files, 0));
+    apply(store, "above", Some("below"), &made_up_change(&dir.join("above.tar"), files, 0));
+    table.measure(
+        "changes, by the upper",
+        OURS,
+        || (),
+        || {
+            store.changes("above", &mut ignore_progress).expect("changes");
+        },
+    );
+}
+
+/// Four made-up layers, compressed with gzip.
+fn images(table: &mut Table, dir: &Path, store: &Store, files: usize, peers: &Peers) {
     let mut parent = None;
-    for i in 0..4 {
-        let (name, tar) = (format!("base{i}"), archive(i));
-        let labels = Labels::new();
-        store
-            .apply(
-                &name,
-                parent.as_deref(),
-                &mut &tar[..],
-                &apply_options(),
-                labels,
-                &mut ignore_progress,
-            )
-            .expect("apply");
+    for seed in 0..4 {
+        let (name, archive) = (format!("base{seed}"), dir.join(format!("base{seed}.tar")));
+        apply(store, &name, parent.as_deref(), &made_up(&archive, files / 4, seed));
         parent = Some(name);
     }
-    let image = tmp.path().join("image.tar");
-    let out = LayoutWriter::to_tar_file(&image, tmp.path()).expect("layout");
-    save_image(&store, "base3", out, &SaveOptions::new(), &mut ignore_progress).expect("save");
-    let mut group = c.benchmark_group("image");
-    group.sample_size(10).measurement_time(Duration::from_secs(5));
-    group.bench_function("import-4-layers-gzip", |b| {
-        let mut options = ImportOptions::new();
-        options.apply = apply_options();
-        let import = |()| {
-            let layout = ImageLayout::open(&image).expect("layout");
-            import_image(&store, &layout, "image", &options, &mut ignore_progress).expect("import")
-        };
-        b.iter_batched(|| drop(store.remove_image("image")), import, BatchSize::PerIteration);
-    });
-    group.finish();
+    let (file, layout, bundle) = (dir.join("image.tar"), dir.join("image"), dir.join("bundle"));
+    let save = |out| {
+        let mut options = SaveOptions::new();
+        options.reference = Some("image".to_owned());
+        save_image(store, "base3", out, &options, &mut ignore_progress).expect("saved");
+    };
+    save(LayoutWriter::to_tar_file(&file, dir).expect("a layout"));
+    save(LayoutWriter::to_directory(&layout).expect("a layout"));
+    let what = "import 4 layers";
+    let mut options = ImportOptions::new();
+    options.apply = apply_options();
+    table.measure(
+        what,
+        OURS,
+        || drop(store.remove_image("image")),
+        || {
+            let layout = ImageLayout::open(&file).expect("the layout opens");
+            import_image(store, &layout, "image", &options, &mut ignore_progress)
+                .expect("imported");
+        },
+    );
+    if let Some(umoci) = &peers.umoci {
+        let image = format!("{}:image", layout.display());
+        let fresh = || clear(&bundle);
+        for (who, words) in
+            [("umoci unpack", &["unpack"][..]), ("umoci raw unpack", &["raw", "unpack"])]
+        {
+            let mut arguments: Vec<&dyn AsRef<OsStr>> = Vec::new();
+            arguments.extend(words.iter().map(|word| word as &dyn AsRef<OsStr>));
+            if !is_root() {
+                arguments.push(&"--rootless");
+            }
+            arguments.extend([&"--image" as &dyn AsRef<OsStr>, &image, &bundle]);
+            table.compare(what, who, fresh, || umoci.run(&arguments));
+        }
+    }
 }
-
-criterion_group!(benches, layers);
-criterion_main!(benches);

@@ -1,0 +1,102 @@
+//! Measures with criterion, and keeps the samples for one table of ratios at the end.
+
+use std::time::{Duration, Instant};
+
+use criterion::{Criterion, SamplingMode};
+
+/// Rows of what was done, by whom, and how long each run of it took.
+pub struct Table {
+    criterion: Criterion,
+    rows: Vec<Row>,
+}
+
+struct Row {
+    what: String,
+    who: String,
+    samples: Vec<Duration>,
+}
+
+/// Whose rows the others are compared with.
+pub const OURS: &str = "stratafs";
+
+impl Table {
+    pub fn new() -> Table {
+        Table { criterion: Criterion::default().configure_from_args(), rows: Vec::new() }
+    }
+
+    /// Times `run` alone; `before` is not counted. Ours comes first of each `what`.
+    pub fn measure(
+        &mut self,
+        what: &str,
+        who: &str,
+        mut before: impl FnMut(),
+        mut run: impl FnMut(),
+    ) {
+        let mut samples = Vec::new();
+        let mut group = self.criterion.benchmark_group(what);
+        group
+            .sample_size(10)
+            .sampling_mode(SamplingMode::Flat)
+            .warm_up_time(Duration::from_millis(200))
+            .measurement_time(Duration::from_secs(2));
+        group.bench_function(who, |bencher| {
+            bencher.iter_custom(|rounds| {
+                let mut total = Duration::ZERO;
+                for _ in 0..rounds {
+                    before();
+                    let start = Instant::now();
+                    run();
+                    let took = start.elapsed();
+                    samples.push(took);
+                    total += took;
+                }
+                total
+            });
+        });
+        group.finish();
+        // None, if the command line filters it out.
+        if !samples.is_empty() {
+            self.rows.push(Row { what: what.to_owned(), who: who.to_owned(), samples });
+        }
+    }
+
+    /// As [`Table::measure`], of a peer: tried once, and skipped, with the reason, if it cannot do it.
+    pub fn compare(
+        &mut self,
+        what: &str,
+        who: &str,
+        mut before: impl FnMut(),
+        mut run: impl FnMut() -> Result<(), String>,
+    ) {
+        before();
+        match run() {
+            Err(why) => println!("skipped: {what} by {who}: {why}"),
+            Ok(()) => self.measure(what, who, before, || run().expect("as the first time")),
+        }
+    }
+
+    /// Prints all of it. Below 1, we are faster.
+    pub fn finish(self) {
+        self.criterion.final_summary();
+        println!("\n{:<24} {:<20} {:>10}  stratafs/who", "what", "who", "median");
+        for i in 0..self.rows.len() {
+            let (median, row) = (median(&self.rows[i].samples), &self.rows[i]);
+            let ours = self.rows.iter().find(|other| other.what == row.what && other.who == OURS);
+            let ratio = match ours {
+                Some(ours) if row.who != OURS => {
+                    let ratio = self::median(&ours.samples).as_secs_f64() / median.as_secs_f64();
+                    format!("{ratio:.2}")
+                }
+                _ => String::new(),
+            };
+            let ms = median.as_secs_f64() * 1e3;
+            println!("{:<24} {:<20} {ms:>7.1} ms  {ratio}", row.what, row.who);
+        }
+    }
+}
+
+fn median(samples: &[Duration]) -> Duration {
+    let mut sorted = samples.to_vec();
+    sorted.sort();
+    sorted[sorted.len() / 2]
+}
