@@ -24,7 +24,7 @@ use std::path::Path;
 
 use stratafs::{
     ApplyOptions, ExportOptions, ImageLayout, ImportOptions, LayerTarget, LayoutWriter,
-    SaveOptions, Store, apply_layer, ignore_progress, import_image, save_image,
+    SaveOptions, Store, apply_layer, diff_trees, ignore_progress, import_image, save_image,
 };
 
 use support::peers::{self, Peer};
@@ -126,16 +126,41 @@ fn packing(table: &mut Table, dir: &Path, store: &Store, archives: &Archives, pe
     clear(&tree);
 }
 
-/// Always of the made-up tree, since what is changed must be known.
+/// Always of the made-up tree, since what is changed must be known: by the layer on top, by two
+/// snapshots of a store, and by two directories that share nothing.
 fn changes(table: &mut Table, dir: &Path, store: &Store, files: usize) {
-    apply(store, "below", None, &made_up(&dir.join("below.tar"), files, 0));
-    apply(store, "above", Some("below"), &made_up_change(&dir.join("above.tar"), files, 0));
+    let below = made_up(&dir.join("below.tar"), files, 0);
+    let above = made_up_change(&dir.join("above.tar"), files, 0);
+    apply(store, "below", None, &below);
+    apply(store, "above", Some("below"), &above);
     table.measure(
-        "changes, by the upper",
+        "changes of a layer",
         OURS,
         || (),
         || {
             store.changes("above", &mut ignore_progress).expect("changes");
+        },
+    );
+    table.measure(
+        "changes of snapshots",
+        OURS,
+        || (),
+        || {
+            store.changes_between("above", Some("below"), &mut ignore_progress).expect("changes");
+        },
+    );
+    let [lower, upper] = ["lower", "upper"].map(|name| dir.join(name));
+    for (tree, archives) in [(&lower, &[&below][..]), (&upper, &[&below, &above])] {
+        empty(tree);
+        archives.iter().for_each(|archive| unpack(archive, tree));
+    }
+    let what = "changes of directories";
+    table.measure(
+        what,
+        OURS,
+        || (),
+        || {
+            diff_trees(&lower, &upper, &mut ignore_progress).expect("changes");
         },
     );
 }
