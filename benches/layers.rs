@@ -23,8 +23,9 @@ use std::fs::{self, File};
 use std::path::Path;
 
 use stratafs::{
-    ApplyOptions, ExportOptions, ImageLayout, ImportOptions, LayerTarget, LayoutWriter,
-    SaveOptions, Store, apply_layer, diff_trees, ignore_progress, import_image, save_image,
+    ApplyOptions, ArchiveForm, ExportOptions, ImageLayout, ImportOptions, LayerTarget,
+    LayoutWriter, SaveOptions, Store, apply_layer, diff_trees, ignore_progress, import_image,
+    save_image,
 };
 
 use support::peers::{self, Peer};
@@ -110,11 +111,16 @@ fn packing(table: &mut Table, dir: &Path, store: &Store, archives: &Archives, pe
     unpack(&archives.plain, &tree);
     // Into a file: GNU tar does not even read what it packs for /dev/null.
     let fresh = || drop(fs::remove_file(&out));
-    table.measure("export", OURS, fresh, || {
+    let export = |form| {
         let mut out = File::create(&out).expect("a new file");
-        let options = ExportOptions::default();
+        let mut options = ExportOptions::default();
+        options.form = form;
         store.export("layer", &mut out, &options, &mut ignore_progress).expect("packed");
-    });
+    };
+    let again = "stratafs, as imported";
+    table.measure("export", OURS, fresh, || export(ArchiveForm::Canonical));
+    // The archive that the layer came in, byte for byte, from its record.
+    table.measure("export", again, fresh, || export(ArchiveForm::AsImported));
     if let Some(tar) = &peers.tar {
         table.compare("export", "GNU tar", fresh, || tar.run(&[&"-cf", &out, &"-C", &tree, &"."]));
     }

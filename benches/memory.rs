@@ -10,7 +10,7 @@ use std::io;
 use std::path::Path;
 use std::process::Command;
 
-use stratafs::{ExportOptions, ignore_progress};
+use stratafs::{ArchiveForm, ExportOptions, ignore_progress};
 
 use support::scratch::scratch;
 use support::tree::made_up_empty;
@@ -21,7 +21,7 @@ const DO: &str = "STRATAFS_BENCH_MEMORY_OF";
 /// In which directory.
 const IN: &str = "STRATAFS_BENCH_MEMORY_IN";
 
-const OPERATIONS: [&str; 4] = ["nothing", "apply", "export", "changes"];
+const OPERATIONS: [&str; 5] = ["nothing", "apply", "export", "export as imported", "changes"];
 
 fn main() {
     if let (Ok(operation), Some(dir)) = (env::var(DO), env::var_os(IN)) {
@@ -38,10 +38,10 @@ fn main() {
         OPERATIONS.map(|operation| run(operation, &dir))
     });
     let [few, many] = peaks;
-    println!("peak memory, KiB: {:>14} {:>14}   bytes an entry", sizes[0], sizes[1]);
+    println!("peak memory, KiB:   {:>14} {:>14}   bytes an entry", sizes[0], sizes[1]);
     for (i, operation) in OPERATIONS.iter().enumerate() {
         let more = (many[i] as f64 - few[i] as f64) * 1024.0 / (sizes[1] - sizes[0]) as f64;
-        println!("{operation:<17} {:>14} {:>14}   {more:>14.1}", few[i], many[i]);
+        println!("{operation:<20} {:>14} {:>14}   {more:>14.1}", few[i], many[i]);
     }
 }
 
@@ -56,8 +56,13 @@ fn measured(operation: &str, dir: &Path) {
     let store = store(&dir.join("store"));
     match operation {
         "apply" => apply(&store, "layer", None, &dir.join("layer.tar")),
-        "export" => {
-            let options = ExportOptions::default();
+        "export" | "export as imported" => {
+            let mut options = ExportOptions::default();
+            options.form = if operation == "export" {
+                ArchiveForm::Canonical
+            } else {
+                ArchiveForm::AsImported
+            };
             store.export("layer", &mut io::sink(), &options, &mut ignore_progress).expect("packed");
         }
         "changes" => {
