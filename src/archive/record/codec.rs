@@ -291,13 +291,17 @@ impl<R: Read> KeptReader<R> {
         };
         Ok(Some((index, kept)))
     }
+}
 
-    /// Reads the bytes of the one read last.
-    ///
-    /// # Errors
-    /// As [`KeptReader::next`].
-    pub(super) fn read_exact(&mut self, buf: &mut [u8]) -> Result<()> {
-        self.input.read_exact(buf).map_err(failed)
+/// The bytes of the one read last, of which there must be as many as it says: the input's end is an
+/// error.
+impl<R: Read> Read for KeptReader<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self.input.read(buf) {
+            Ok(0) if !buf.is_empty() => Err(failed(io::ErrorKind::UnexpectedEof.into()).into()),
+            Err(e) if e.kind() != io::ErrorKind::Interrupted => Err(failed(e).into()),
+            read => read,
+        }
     }
 }
 
@@ -422,7 +426,7 @@ pub(crate) fn recoded(bytes: &[u8], kept: bool) -> Option<Vec<u8>> {
                 writer.put(index, &kept).map_err(written)?;
                 if let Kept::Bytes(len) = kept {
                     let mut content = vec![0; bounded(len, bytes.len())?];
-                    reader.read_exact(&mut content)?;
+                    reader.read_exact(&mut content).map_err(failed)?;
                     writer.bytes().extend_from_slice(&content);
                 }
             }

@@ -8,26 +8,21 @@
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::{self, ScopedJoinHandle};
+use std::path::Path;
+use std::thread;
 
 use super::codec::{Content, FilePart, Kept, KeptReader, Op, OpReader};
 use super::ends::{FOOTER, Footer, HEAD, check_head};
-use crate::archive::entry::Extent;
+use crate::archive::entry::{Extent, Sink as _};
+use crate::archive::output::Output;
 use crate::compression::Decompressor;
-use crate::digest::{DiffId, Hashing};
+use crate::digest::DiffId;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::descent::{Descent, Purpose};
 use crate::path::{Name, RelPath};
 use crate::progress::{Phase, Progress, ProgressFn, report};
 use crate::sys::dir::Dir;
 
-/// The unit in which bytes are read, written and digested.
-const CHUNK: usize = 256 * 1024;
-/// How many chunks are under way between the two threads.
-const CHUNKS: usize = 4;
-/// From which size on, in bytes, an archive is worth a thread.
-const THREAD_FROM: u64 = 1 << 20;
 /// The unit in which the record is read, in bytes.
 const BUFFER: usize = 64 * 1024;
 
@@ -72,17 +67,13 @@ pub(crate) fn replay(
     let mut kept = KeptReader::new(stream(record, kept_at, footer.kept)?);
     let next_kept = kept.next()?;
     let (found, bytes) = thread::scope(|scope| {
-        let hasher = if threads < 2 || footer.bytes < THREAD_FROM {
-            Hasher::Here(Hashing::new(io::sink()))
-        } else {
-            Hasher::start(scope)
-        };
         let mut replay = Replay {
             walk: Descent::new(root, Purpose::Look).at("open", "the layer")?,
             operations: OpReader::new(stream(record, HEAD as u64, footer.operations)?),
             kept,
             next_kept,
-            out: Chunks { out, hasher, chunk: vec![0; CHUNK], filled: 0, written: 0 },
+            out: Output::new(out, (threads > 1).then_some(scope)),
+            total: footer.bytes,
             left: footer.bytes,
             done,
             progress,
@@ -90,6 +81,7 @@ pub(crate) fn replay(
         replay.run()?;
         replay.out.finish()
     })?;
+    let found = DiffId::from(found);
     if found != diff_id || bytes != footer.bytes {
         return Err(Error::new(
             ErrorKind::DigestMismatch,
@@ -154,20 +146,21 @@ fn stream(file: &File, at: u64, left: u64) -> Result<Stream<'_>> {
 }
 
 /// An archive being given back.
-struct Replay<'a, 's, 'p> {
+struct Replay<'a, 'scope, 'env, 'p> {
     walk: Descent<()>,
     operations: OpReader<Stream<'a>>,
     kept: KeptReader<Stream<'a>>,
     /// The next content that is not at its path.
     next_kept: Option<(u64, Kept)>,
-    out: Chunks<'a, 's>,
-    /// Bytes of the archive that are still to come.
+    out: Output<'scope, 'env, 'a>,
+    /// Bytes of the archive, and those still to come.
+    total: u64,
     left: u64,
     done: Progress,
     progress: &'a mut ProgressFn<'p>,
 }
 
-impl Replay<'_, '_, '_> {
+impl Replay<'_, '_, '_, '_> {
     fn run(&mut self) -> Result<()> {
         let mut literal = Vec::new();
         let mut contents = 0;
@@ -175,18 +168,19 @@ impl Replay<'_, '_, '_> {
             match self.operations.next(&mut literal)? {
                 Op::Literal(_) => {
                     self.count(literal.len() as u64)?;
-                    self.out.put(&literal)?;
+                    self.write(&literal)?;
                 }
                 Op::Zeros(count) => {
                     self.count(count)?;
-                    self.out.zeros(count)?;
+                    copy(&mut self.out, &mut io::repeat(0), count)
+                        .map_err(|e| failed("write", "the archive", e))?;
                 }
                 Op::Content(content) => {
                     self.count(content.part.stored())?;
                     self.content(contents, &content)?;
                     contents += 1;
                     self.done.entries = contents;
-                    self.done.bytes = self.out.written;
+                    self.done.bytes = self.total.saturating_sub(self.left);
                     report(self.progress, self.done)?;
                 }
                 Op::End => break,
@@ -229,16 +223,18 @@ impl Replay<'_, '_, '_> {
         if crc == content.crc { Ok(()) } else { Err(changed(&content.path)) }
     }
 
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.out.write_all(bytes).map_err(|e| failed("write", "the archive", e))
+    }
+
     fn copy_kept(&mut self, len: u64, content: &Content) -> Result<u32> {
-        if len != content.part.stored() {
-            return Err(changed(&content.path));
-        }
-        let (kept, mut crc) = (&mut self.kept, flate2::Crc::new());
-        self.out.fill(len, &mut crc, |space| {
-            kept.read_exact(space)?;
-            Ok(space.len())
-        })?;
-        Ok(crc.sum())
+        let path = &content.path;
+        let mut kept = Summed::new(&mut self.kept);
+        let copied = len == content.part.stored() && {
+            let copied = copy(&mut self.out, &mut kept, len);
+            copied.map_err(|e| failed("copy what the record has of", path, e))?
+        };
+        if copied { Ok(kept.crc.sum()) } else { Err(changed(path)) }
     }
 
     /// Reads a file of the layer; what keeps it from being there and a file means that it was changed.
@@ -269,20 +265,12 @@ impl Replay<'_, '_, '_> {
         };
         let mut crc = flate2::Crc::new();
         for Extent { offset, len } in extents {
-            let mut at = *offset;
-            self.out.fill(*len, &mut crc, |space| {
-                loop {
-                    match file.read_at(space, at) {
-                        Ok(0) => return Err(changed(path)),
-                        Ok(n) => {
-                            at = at.saturating_add(n as u64);
-                            return Ok(n);
-                        }
-                        Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                        Err(e) => return Err(Error::io("read", path, e)),
-                    }
-                }
-            })?;
+            let mut stretch = Summed { inner: Part { file: &file, at: *offset, left: *len }, crc };
+            let copied = copy(&mut self.out, &mut stretch, *len);
+            if !copied.map_err(|e| failed("copy to the archive", path, e))? {
+                return Err(changed(path));
+            }
+            crc = stretch.crc;
         }
         Ok(crc.sum())
     }
@@ -311,154 +299,41 @@ fn changed(path: &RelPath) -> Error {
     .with_path(path)
 }
 
-/// What comes out, in chunks: each is written, and then digested.
-struct Chunks<'a, 's> {
-    out: &'a mut dyn Write,
-    hasher: Hasher<'s>,
-    chunk: Vec<u8>,
-    filled: usize,
-    /// Bytes so far.
-    written: u64,
+/// What is read through it is added to the checksum.
+struct Summed<R> {
+    inner: R,
+    crc: flate2::Crc,
 }
 
-impl Chunks<'_, '_> {
-    /// Puts in `len` bytes that `read` gives, some of them a call, and adds them to `crc`.
-    fn fill(
-        &mut self,
-        len: u64,
-        crc: &mut flate2::Crc,
-        mut read: impl FnMut(&mut [u8]) -> Result<usize>,
-    ) -> Result<()> {
-        let mut left = len;
-        while left > 0 {
-            let most = usize::try_from(left).unwrap_or(usize::MAX);
-            let space = self.space(most)?;
-            let n = read(space)?;
-            crc.update(space.get(..n).unwrap_or_default());
-            self.filled += n;
-            left = left.saturating_sub(n as u64);
-        }
-        Ok(())
-    }
-
-    fn put(&mut self, mut bytes: &[u8]) -> Result<()> {
-        while !bytes.is_empty() {
-            let space = self.space(bytes.len())?;
-            let (part, rest) = bytes.split_at_checked(space.len()).unwrap_or((bytes, &[]));
-            space.copy_from_slice(part);
-            self.filled += part.len();
-            bytes = rest;
-        }
-        Ok(())
-    }
-
-    fn zeros(&mut self, mut count: u64) -> Result<()> {
-        while count > 0 {
-            let space = self.space(usize::try_from(count).unwrap_or(usize::MAX))?;
-            space.fill(0);
-            let n = space.len();
-            self.filled += n;
-            count = count.saturating_sub(n as u64);
-        }
-        Ok(())
-    }
-
-    /// Room in the chunk, at most `most` bytes and at least one.
-    fn space(&mut self, most: usize) -> Result<&mut [u8]> {
-        if self.filled == self.chunk.len() {
-            self.flush()?;
-        }
-        let end = self.filled.saturating_add(most).min(self.chunk.len());
-        Ok(self.chunk.get_mut(self.filled..end).unwrap_or_default())
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        let bytes = self.chunk.get(..self.filled).unwrap_or_default();
-        self.out.write_all(bytes).at("write", "the archive")?;
-        self.written = self.written.saturating_add(self.filled as u64);
-        self.hasher.take(&mut self.chunk, self.filled)?;
-        self.filled = 0;
-        Ok(())
-    }
-
-    /// Writes the rest; gives the digest and the size of all.
-    fn finish(mut self) -> Result<(DiffId, u64)> {
-        self.flush()?;
-        self.out.flush().at("write the end of", "the archive")?;
-        self.hasher.finish()
+impl<R> Summed<R> {
+    fn new(inner: R) -> Self {
+        Summed { inner, crc: flate2::Crc::new() }
     }
 }
 
-/// Digests chunks: here, or on a thread of its own.
-enum Hasher<'s> {
-    Here(Hashing<io::Sink>),
-    There(There<'s>),
+impl<R: Read> Read for Summed<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        self.crc.update(buf.get(..n).unwrap_or_default());
+        Ok(n)
+    }
 }
 
-struct There<'s> {
-    full: SyncSender<(Vec<u8>, usize)>,
-    empty: Receiver<Vec<u8>>,
-    /// Chunks that there are, beside the one being filled.
-    chunks: usize,
-    thread: ScopedJoinHandle<'s, io::Result<Hashing<io::Sink>>>,
-}
-
-impl<'s> Hasher<'s> {
-    fn start(scope: &'s thread::Scope<'s, '_>) -> Self {
-        let (full, to_digest) = sync_channel::<(Vec<u8>, usize)>(CHUNKS);
-        let (done, empty) = sync_channel(CHUNKS);
-        let digest = move || {
-            let mut hashing = Hashing::new(io::sink());
-            for (chunk, filled) in to_digest {
-                hashing.write_all(chunk.get(..filled).unwrap_or_default())?;
-                // Nobody wants it back any more: these are the last.
-                if done.send(chunk).is_err() {}
-            }
-            Ok(hashing)
-        };
-        let thread = thread::Builder::new().name("stratafs-digest".into());
-        match thread.spawn_scoped(scope, digest) {
-            Ok(thread) => Hasher::There(There { full, empty, chunks: 0, thread }),
-            Err(e) => {
-                tracing::debug!(error = %e, "digesting without a thread of its own");
-                Hasher::Here(Hashing::new(io::sink()))
-            }
+/// Copies `len` bytes of `content`; false if there are not so many.
+fn copy(out: &mut Output<'_, '_, '_>, content: &mut dyn Read, len: u64) -> io::Result<bool> {
+    let mut left = len;
+    while left > 0 {
+        match out.take_from(content, left) {
+            Ok((0, _)) => return Ok(false),
+            Ok((n, _)) => left = left.saturating_sub(n as u64),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
         }
     }
-
-    /// Digests the bytes of a chunk, and puts another in its place.
-    fn take(&mut self, chunk: &mut Vec<u8>, filled: usize) -> Result<()> {
-        match self {
-            Hasher::Here(hashing) => {
-                let bytes = chunk.get(..filled).unwrap_or_default();
-                hashing.write_all(bytes).at("digest", "the archive")
-            }
-            Hasher::There(there) => {
-                let next = if there.chunks < CHUNKS {
-                    there.chunks += 1;
-                    vec![0; CHUNK]
-                } else {
-                    there.empty.recv().map_err(|_| ended())?
-                };
-                let full = std::mem::replace(chunk, next);
-                there.full.send((full, filled)).map_err(|_| ended())
-            }
-        }
-    }
-
-    fn finish(self) -> Result<(DiffId, u64)> {
-        let hashing = match self {
-            Hasher::Here(hashing) => hashing,
-            Hasher::There(There { full, empty, thread, .. }) => {
-                drop((full, empty));
-                thread.join().map_err(|_| ended())?.at("digest", "the archive")?
-            }
-        };
-        let (_, digest, bytes) = hashing.finish();
-        Ok((DiffId::from(digest), bytes))
-    }
+    Ok(true)
 }
 
-fn ended() -> Error {
-    Error::new(ErrorKind::Io, "the thread that digests the archive has ended")
+/// This crate's own error as it is.
+fn failed(op: &'static str, path: impl AsRef<Path>, e: io::Error) -> Error {
+    e.downcast::<Error>().unwrap_or_else(|e| Error::io(op, path, e))
 }
