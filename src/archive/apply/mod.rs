@@ -263,7 +263,7 @@ impl<'a> Unpack<'a> {
             target: Target::new(clone, empty).at("open directory to unpack into", "")?,
             stash: None,
             placed: Placed::default(),
-            made_up: MadeUp::default(),
+            made_up: MadeUp::new(format),
             describes_root: false,
             opaque: HashSet::new(),
             only_for_marks: HashSet::new(),

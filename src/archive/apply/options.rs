@@ -117,6 +117,7 @@ pub struct ApplyOptions {
     pub xattrs: XattrPolicy,
     /// Directories, topmost first, that are asked for the attributes of parent directories which an
     /// archive names no entry for: the first that has the path gives owner, mode, xattrs and times.
+    /// Where a layer is unpacked they are layers of its format, and what their marks hide is not there.
     /// Without one they are root's with mode 0755 and the time of the entry that needs them.
     /// Default: none.
     pub parents: Vec<PathBuf>,

@@ -17,11 +17,10 @@ use super::options::{ApplyOptions, Ownership};
 use super::target::Inode;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::descent::{Descent, Purpose};
-use crate::layer::marks;
+use crate::layer::{LayerFormat, marks};
 use crate::path::{Name, RelPath};
 use crate::sys::dir::{self, Dir};
 use crate::sys::errno;
-use crate::sys::resolve::Resolver;
 use crate::sys::stat::{Stat, Time};
 use crate::sys::xattr::{self, Of};
 
@@ -33,13 +32,19 @@ const NOTE: usize = 96;
 const OWNER: u32 = 0o700;
 
 /// The directories that were made up, by inode.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct MadeUp {
+    /// The format of the layers below; none of plain trees.
+    format: Option<LayerFormat>,
     paths: HashMap<Inode, RelPath>,
     bytes: usize,
 }
 
 impl MadeUp {
+    pub(super) fn new(format: Option<LayerFormat>) -> Self {
+        MadeUp { format, paths: HashMap::new(), bytes: 0 }
+    }
+
     pub(super) fn note(&mut self, inode: Inode, path: RelPath) {
         self.bytes += NOTE + path.as_bytes().len();
         self.paths.insert(inode, path);
@@ -95,7 +100,7 @@ pub(super) fn settle(root: &Dir, made_up: &MadeUp, options: &ApplyOptions) -> Re
         if (stat.dev, stat.ino) != *inode {
             continue;
         }
-        if let Some((model, like)) = model(&parents, path)? {
+        if let Some((model, like)) = model(&parents, path, made_up.format)? {
             let dir = Arc::clone(walk.descent.dir());
             copy(&model, &like, &dir, path, options, &mut settled)?;
             let level = walk.descent.level_mut();
@@ -110,23 +115,62 @@ pub(super) fn settle(root: &Dir, made_up: &MadeUp, options: &ApplyOptions) -> Re
     Ok(settled)
 }
 
-/// The directory at `path` in the first of the parents that has the path.
-fn model(parents: &[PathBuf], path: &RelPath) -> Result<Option<(Dir, Stat)>> {
+/// What a path is in one of the parents.
+enum Found {
+    Directory(Dir),
+    /// Nothing, and what lies below shows.
+    Nothing,
+    /// Nothing that is a directory, and what lies below is hidden.
+    Hidden,
+}
+
+/// The directory at `path` in the first of the parents that has the path, unless one before it hides
+/// that. The parents are opened one after the other, as there may be hundreds.
+fn model(
+    parents: &[PathBuf],
+    path: &RelPath,
+    format: Option<LayerFormat>,
+) -> Result<Option<(Dir, Stat)>> {
     for parent in parents {
-        match Resolver::available().open_dir(&open_parent(parent)?, path) {
-            Ok(dir) => {
+        let found = find(open_parent(parent)?, path, format);
+        match found.at("look for the attributes of parent", path)? {
+            Found::Nothing => {}
+            Found::Hidden => return Ok(None),
+            Found::Directory(dir) => {
                 let stat = dir.stat().at("read attributes of parent", path)?;
                 return Ok(Some((dir, stat)));
             }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            // Deleted there, or no directory: what lies below that is hidden.
-            Err(e) if e.kind() == io::ErrorKind::NotADirectory => return Ok(None),
-            // A link that leads nowhere: it is what this directory hides.
-            Err(e) if errno::is_loop(&e) => return Ok(None),
-            Err(e) => return Err(e).at("look for the attributes of parent", path),
         }
     }
     Ok(None)
+}
+
+/// Follows no link: the directory that was made up takes the place of one.
+fn find(root: Dir, path: &RelPath, format: Option<LayerFormat>) -> io::Result<Found> {
+    let mut dir = root;
+    let mut opaque = false;
+    for name in path.components() {
+        if let Some(format) = format {
+            opaque |= marks::is_opaque(format, &dir)?;
+        }
+        let deleted = match format.and_then(|format| marks::separate_whiteout(format, &name)) {
+            Some(mark) => dir.try_stat_at(&mark)?.is_some(),
+            None => false,
+        };
+        dir = match dir.open_dir(&name) {
+            Ok(dir) => dir,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Ok(if opaque || deleted { Found::Hidden } else { Found::Nothing });
+            }
+            // A whiteout, a link, another file.
+            Err(e) if e.kind() == io::ErrorKind::NotADirectory || errno::is_loop(&e) => {
+                return Ok(Found::Hidden);
+            }
+            Err(e) => return Err(e),
+        };
+        opaque |= deleted;
+    }
+    Ok(Found::Directory(dir))
 }
 
 /// Owner, xattrs and mode; the times are set when the directory is left.

@@ -305,7 +305,7 @@ impl Unpack<'_> {
             self.counts.skipped_xattrs += settled.skipped_xattrs;
             self.target.tally.grow(settled.bytes);
             self.inherits_acls |= settled.has_default_acl;
-            self.made_up = MadeUp::default();
+            self.made_up = MadeUp::new(self.format);
             for name in &names {
                 self.target.enter(name)?;
             }

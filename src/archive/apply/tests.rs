@@ -130,6 +130,31 @@ fn missing_parents_take_after_the_first_directory_that_has_them() {
 }
 
 #[test]
+fn what_the_parents_hide_lends_no_attributes() {
+    for format in formats() {
+        let (base, top) = (scratch(), scratch());
+        let target = LayerTarget::Layer(format);
+        let mut lower = Archive::new();
+        for path in ["opaque", "opaque/hidden", "again", "again/hidden", "deleted"] {
+            lower.dir_mode(path, 0o711);
+        }
+        unpack(&lower.finish(), base.path(), target).unwrap();
+        let mut upper = Archive::new();
+        upper.dir_mode("opaque", 0o700).entry("opaque/.wh..wh..opq");
+        upper.dir_mode("again", 0o700).entry(".wh.again").entry(".wh.deleted");
+        unpack(&upper.finish(), top.path(), target).unwrap();
+        let mut options = options();
+        options.parents = vec![top.path().to_owned(), base.path().to_owned()];
+        let tmp = scratch();
+        let layer = archive(&["opaque/hidden/f", "again/hidden/f", "deleted/f"]);
+        apply_layer(&layer[..], tmp.path(), target, &options, &mut ignore_progress).unwrap();
+        let modes = ["opaque", "opaque/hidden", "again", "again/hidden", "deleted"]
+            .map(|path| mode(tmp.path().join(path)));
+        assert_eq!(modes, [0o700, 0o755, 0o700, 0o755, 0o755], "{format}");
+    }
+}
+
+#[test]
 fn more_missing_parents_than_are_noted_get_their_attributes_on_the_way() {
     let below = scratch();
     let mut lower = Archive::new();
