@@ -46,6 +46,8 @@ mod mark_tests;
 #[cfg(any(test, fuzzing))]
 pub(in crate::archive) mod model;
 #[cfg(test)]
+mod parents_tests;
+#[cfg(test)]
 mod peer_tests;
 #[cfg(test)]
 mod pipeline_tests;
