@@ -681,6 +681,11 @@ fn images_in_and_out() {
     assert_eq!(fixture.ok(&["import", "in.tar"]), "name:tag\n");
     image(&fixture.path("nameless.oci.tar"), None, &[base()]);
     assert_eq!(fixture.ok(&["import", "nameless.oci.tar"]), "nameless.oci\n");
+    let mut zipped = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    zipped.write_all(&fs::read(fixture.path("nameless.oci.tar")).unwrap()).unwrap();
+    fs::write(fixture.path("nameless.oci.tar.gz"), zipped.finish().unwrap()).unwrap();
+    assert_eq!(fixture.ok(&["import", "nameless.oci.tar.gz"]), "nameless.oci\n");
+    fs::remove_file(fixture.path("nameless.oci.tar.gz")).unwrap();
     assert_eq!(fixture.json(&["ls"])["snapshots"].as_array().unwrap().len(), 2, "shared");
     fixture.run(&["import", "in.tar", "--ref", "other"]).fails(4, &["other"]);
     fixture.run(&["import", "in.tar", "--platform", "plan9/z80"]).fails(4, &["plan9/z80"]);

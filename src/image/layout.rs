@@ -134,6 +134,21 @@ impl ImageLayout {
         ImageLayout::from_tar(file, path)
     }
 
+    /// Whether what is at `path` can be read by [`spool`](ImageLayout::spool) alone: a compressed file, a
+    /// pipe, a device.
+    ///
+    /// # Errors
+    /// What the file system fails with.
+    pub fn needs_spool(path: impl AsRef<Path>) -> Result<bool> {
+        let path = path.as_ref();
+        let metadata = fs::metadata(path).at("open image layout", path)?;
+        if !metadata.is_file() {
+            return Ok(!metadata.is_dir());
+        }
+        let file = File::open(path).at("open image layout", path)?;
+        Ok(compression_of(&file, path)? != Compression::None)
+    }
+
     /// Copies a tar from `stream`, which may be compressed, to a nameless file in `temp_dir`, and
     /// opens that. It may have at most `max_bytes` uncompressed; and from 64 MiB on, at most 1100 for
     /// each compressed one, more than which no gzip has.
@@ -180,9 +195,7 @@ impl ImageLayout {
     }
 
     fn from_tar(file: File, path: &Path) -> Result<Self> {
-        let mut prefix = [0; 16];
-        let n = file.read_at(&mut prefix, 0).at("read", path)?;
-        match sniff(prefix.get(..n).unwrap_or_default()) {
+        match compression_of(&file, path)? {
             Compression::None => {}
             compression => {
                 return Err(Error::new(
@@ -391,6 +404,12 @@ fn open_regular(path: &Path) -> Result<Option<Section>> {
         return Err(not_regular());
     }
     Ok(Some(Section::new(Arc::new(file), 0, metadata.len())))
+}
+
+fn compression_of(file: &File, path: &Path) -> Result<Compression> {
+    let mut prefix = [0; 16];
+    let n = file.read_at(&mut prefix, 0).at("read", path)?;
+    Ok(sniff(prefix.get(..n).unwrap_or_default()))
 }
 
 /// A name that nobody else uses, and that nobody can take beforehand: the directory may be open to all.

@@ -298,8 +298,8 @@ pub(crate) struct Key {
 
 #[derive(Debug, Args)]
 pub(crate) struct Import {
-    /// An OCI layout or an archive of `docker save`: a directory, a tar file, or - for standard input
-    /// with a tar, which may be compressed
+    /// An OCI layout or an archive of `docker save`: a directory, a tar file, which may be compressed, or
+    /// - for one on standard input
     pub(crate) image: PathBuf,
     /// What to call it in the store. Default: the name in the layout, else the file's
     #[arg(long)]

@@ -21,7 +21,7 @@ use crate::output::Report;
 pub(super) fn import(context: &Context, args: args::Import) -> Result {
     let mut reporter = context.reporter();
     let mut progress = |progress| reporter.step(progress);
-    let layout = if args.image == Path::new("-") {
+    let layout = if args.image == Path::new("-") || ImageLayout::needs_spool(&args.image)? {
         let limit = ApplyLimits::default().max_unpacked_bytes;
         ImageLayout::spool(context.input(&args.image)?, env::temp_dir(), limit, &mut progress)?
     } else {
@@ -55,7 +55,8 @@ fn own_name(layout: &ImageLayout, path: &Path) -> Result<String> {
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     path.file_stem()
         .and_then(|stem| stem.to_str())
-        .filter(|stem| *stem != "-")
+        .map(|stem| stem.strip_suffix(".tar").unwrap_or(stem))
+        .filter(|stem| !matches!(*stem, "-" | ""))
         .map(str::to_owned)
         .ok_or_else(|| Failure::Usage("the image has no name: give one with --name".to_owned()))
 }
