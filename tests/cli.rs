@@ -690,6 +690,9 @@ fn images_in_and_out() {
     fixture.run(&["import", "in.tar", "--ref", "other"]).fails(4, &["other"]);
     fixture.run(&["import", "in.tar", "--platform", "plan9/z80"]).fails(4, &["plan9/z80"]);
 
+    for output in ["nodir/x.tar", "nodir/x/"] {
+        fixture.run(&["save", "name:tag", "-o", output]).fails(4, &["\"nodir\""]);
+    }
     let saved = fixture.ok(&["save", "name:tag", "-o", "out.tar"]);
     assert_eq!(saved, fixture.ok(&["save", "name:tag", "-o", "dir/"]));
     let all = if cfg!(feature = "zstd") { &["none", "zstd"][..] } else { &["none"] };

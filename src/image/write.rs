@@ -97,6 +97,7 @@ impl LayoutWriter {
             }
         }
         let (parent, name) = split(path)?;
+        fs::metadata(&parent).at("open the directory to write the image to", &parent)?;
         // With the mode that the published directory shall have.
         let staging = Staging::new(&parent, &name, 0o777)?;
         Ok(LayoutWriter::new(staging, Output::Directory(path.to_owned())))
@@ -111,7 +112,8 @@ impl LayoutWriter {
     pub fn to_tar_file(path: impl AsRef<Path>, temp_dir: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         replaceable(path)?;
-        split(path)?;
+        let (parent, _) = split(path)?;
+        fs::metadata(&parent).at("open the directory to write the image to", &parent)?;
         let staging = Staging::new(temp_dir.as_ref(), "image", 0o700)?;
         Ok(LayoutWriter::new(staging, Output::TarFile(path.to_owned())))
     }
