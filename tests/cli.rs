@@ -951,6 +951,12 @@ fn lost_metadata() {
         assert_eq!(fixture.names("store/snapshots"), snapshots);
     }
     fs::write(&database, whole).unwrap();
+    for lost in ["snapshots", "staging", "trash", "blobs"] {
+        let at = fixture.path("store").join(lost);
+        fs::rename(&at, fixture.path("away")).unwrap();
+        fixture.run(&["gc"]).fails(1, &[lost, "restore"]);
+        fs::rename(fixture.path("away"), &at).unwrap();
+    }
     fixture.ok(&["stat", "base"]);
     fixture.is_clean();
 }

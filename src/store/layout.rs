@@ -83,7 +83,7 @@ impl Layout {
                 .with_path(&path));
             }
             (Some(recorded), _) => {
-                marks_are_readable(&root, recorded).map_err(|e| e.with_path(&path))?;
+                marks_are_readable(&root, &path, recorded)?;
                 recorded
             }
             (None, _) if !create => {
@@ -91,9 +91,7 @@ impl Layout {
             }
             (None, wanted) => create_store(&root, &path, wanted)?,
         };
-        let open = |text: &str| -> Result<Dir> {
-            root.open_dir(&name(text)?).at("open the store's directory", path.join(text))
-        };
+        let open = |text: &str| own_dir(&root, &path, text);
         let layout = Layout {
             format,
             snapshots: open("snapshots")?,
@@ -282,17 +280,16 @@ fn create_store(root: &Dir, path: &Path, wanted: Option<LayerFormat>) -> Result<
     blobs.sync().at("sync", path.join("blobs"))?;
     let format = match wanted {
         Some(format) => {
-            marks_are_readable(root, format).map_err(|e| e.with_path(path))?;
+            marks_are_readable(root, path, format)?;
             format
         }
-        None => match marks_are_readable(root, LayerFormat::OverlayTrusted) {
+        None => match marks_are_readable(root, path, LayerFormat::OverlayTrusted) {
             Ok(()) => LayerFormat::OverlayTrusted,
             Err(e) if e.kind() == ErrorKind::Incompatible => {
-                marks_are_readable(root, LayerFormat::OverlayUser)
-                    .map_err(|e| e.with_path(path))?;
+                marks_are_readable(root, path, LayerFormat::OverlayUser)?;
                 LayerFormat::OverlayUser
             }
-            Err(e) => return Err(e.with_path(path)),
+            Err(e) => return Err(e),
         },
     };
     let (new, line) = (name("format.new")?, format_line(format));
@@ -309,18 +306,30 @@ fn create_store(root: &Dir, path: &Path, wanted: Option<LayerFormat>) -> Result<
     Ok(format)
 }
 
+/// A directory that every store has.
+fn own_dir(root: &Dir, path: &Path, text: &str) -> Result<Dir> {
+    root.open_dir(&name(text)?).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => Error::new(
+            ErrorKind::Corrupt,
+            "the store has lost a directory of its own: restore it from a backup",
+        )
+        .with_path(path.join(text)),
+        _ => Error::io("open the store's directory", path.join(text), e),
+    })
+}
+
 /// Whether this process can read and write the marks of `format` in the store: found out by doing,
 /// since capabilities, user namespaces and file systems all have a say.
-fn marks_are_readable(root: &Dir, format: LayerFormat) -> Result<()> {
+fn marks_are_readable(root: &Dir, path: &Path, format: LayerFormat) -> Result<()> {
     let Some(prefix) = format.xattr_prefix() else {
         return Ok(());
     };
-    let staging = root.open_dir(&name("staging")?).at("open", "staging")?;
+    let staging = own_dir(root, path, "staging")?;
     // Set on a directory that is there, and left: that works on a full disk, and for two at once.
     let key = format!("{prefix}probe");
     let of = Of::dir(&staging);
     let tried = xattr::set(of, key.as_bytes(), b"y").and_then(|()| xattr::get(of, key.as_bytes()));
-    match tried {
+    let found = match tried {
         Ok(Some(value)) if value == b"y" => Ok(()),
         Ok(_) => Err(Error::new(
             ErrorKind::Incompatible,
@@ -349,8 +358,9 @@ fn marks_are_readable(root: &Dir, format: LayerFormat) -> Result<()> {
             ErrorKind::ReadOnly,
             "the store is on a read-only file system: remount it to be written to",
         )),
-        Err(e) => Err(Error::io(format!("set a {prefix}* xattr in"), "staging", e)),
-    }
+        Err(e) => Err(Error::io(format!("set a {prefix}* xattr in"), path.join("staging"), e)),
+    };
+    found.map_err(|e| e.with_path_if_none(path))
 }
 
 #[cfg(test)]
