@@ -332,7 +332,8 @@ mod tests {
                 header.set_mode(0o644);
                 if name.ends_with('/') {
                     header.set_entry_type(tar::EntryType::Directory);
-                    header.set_mode(u32::try_from(self.below(0o1000)).unwrap());
+                    // Open to its owner, who may be nobody special.
+                    header.set_mode(u32::try_from(self.below(0o1000)).unwrap() | 0o500);
                     let value = self.below(1 << 20).to_string();
                     let key = ["SCHILY.xattr.user.x", "SCHILY.xattr.user.y"]
                         [usize::try_from(self.below(2)).unwrap()];

@@ -305,6 +305,7 @@ struct Index<'a> {
 
 #[cfg(test)]
 mod tests {
+    #[cfg(feature = "zstd")]
     use std::io::Read;
     use std::ops::ControlFlow;
     use std::os::unix::fs::symlink;

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use super::{ApplyOptions, LayerTarget, apply_layer};
@@ -389,7 +389,7 @@ impl Model {
                     self.compare(edge.node, &path, target, same);
                 }
                 (Kind::File(byte), Mark::None) if m.is_file() => {
-                    assert_eq!(fs::read(&path).unwrap(), [*byte], "{path:?}");
+                    assert_eq!(read(&path, m.permissions()), [*byte], "{path:?}");
                 }
                 (Kind::Symlink(to), Mark::None) if m.is_symlink() => {
                     assert_eq!(path.read_link().unwrap().as_os_str().as_bytes(), to.as_bytes());
@@ -409,6 +409,19 @@ impl Model {
         }
         assert_eq!(found, names.len(), "{real:?}: {:?}", names.keys());
     }
+}
+
+/// The content of a file that may be closed to its owner.
+fn read(path: &Path, permissions: fs::Permissions) -> Vec<u8> {
+    let closed = permissions.mode() & 0o400 == 0;
+    if closed {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    let content = fs::read(path).unwrap();
+    if closed {
+        fs::set_permissions(path, permissions).unwrap();
+    }
+    content
 }
 
 /// Four bytes an entry: kind, path, target, mode.
