@@ -109,6 +109,8 @@ impl Readers {
 
 /// What we refuse although all these readers read it, and alike: a part of the message, and why.
 const STRICTER: &[(&str, &str)] = &[
+    ("is beyond 4095:1048575", "the kernel has no such device numbers"),
+    ("field is beyond 64 bits", "in an extended header's own block, where the others do not look"),
     ("its magic is that of no tar dialect", "Go takes no prefix from it, others do"),
     ("which this dialect has no numbers for", "v7 has none: they are whatever is there"),
     ("its name is longer than star's header holds", "star and Go end the prefix earlier"),

@@ -265,6 +265,11 @@ impl<R: Read> EntryReader<R> {
         let is_dir = match header.typeflag {
             b'5' => true,
             0 if header.name.ends_with(b"/") => {
+                if header.name.iter().all(|b| *b == b'/') {
+                    return Err(
+                        self.refuse("its name is a slash alone, which GNU tar takes for a file's")
+                    );
+                }
                 if extended_name || pax_sparse.is_some() {
                     return Err(
                         self.refuse("its header has the name of a directory beside another")

@@ -191,3 +191,15 @@ fn the_limit_of_paths_is_that_of_link_targets() {
         }
     }
 }
+
+#[test]
+fn a_slash_alone_is_a_file_to_gnu_tar_where_only_the_name_tells() {
+    for name in [&b"/"[..], b"//"] {
+        assert_refused(
+            "slash alone",
+            &prefixed(std::str::from_utf8(name).unwrap(), 0, &[0; 8], b""),
+        );
+    }
+    let named = block(b"/", b'5', 0, |b| b[257..265].copy_from_slice(b"ustar\x0000"));
+    assert_eq!(read(&named).unwrap()[0].0.kind, EntryKind::Directory);
+}
