@@ -149,6 +149,9 @@ const STRICTER: &[(&str, &str)] = &[
     ("reads as a record", "the crate tar takes it for one"),
     ("that of the sparse file", "which one counts depends on their order"),
     ("in a dialect that has none", "the crate tar takes it for a file"),
+    ("is not a file name: it is longer than 255 bytes", "no file system has such names"),
+    ("is not a number from 0 to 2^63-1", "the others take what they can of it"),
+    ("its name is all in the header's prefix", "GNU tar and Go put a slash behind it"),
     ("where some readers stop", "Go fails on a lone zero block"),
 ];
 

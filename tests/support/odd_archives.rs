@@ -437,6 +437,8 @@ pub fn all() -> Vec<(&'static str, Fate, Vec<u8>)> {
         ("GNU.sparse.map", b"512,4,4096,0"),
     ];
     add("sparse 0.1", Read(2), pax_sparse(&middle, "GNUSparseFile.1/sparse", b"data"));
+    let sized: Vec<(&str, &[u8])> = vec![("GNU.sparse.size", b"4")];
+    add("sparse without a map", Refused("of no form"), pax_sparse(&sized, "sparse", b""));
     add("sparse 1.0", Read(2), newest_sparse("2\n512\n4\n4096\n0\n", "4096", b"data"));
     add("sparse 1.0, empty", Read(2), newest_sparse("0\n", "0", b""));
     add("sparse 1.0, all hole", Read(2), newest_sparse("1\n4096\n0\n", "4096", b""));

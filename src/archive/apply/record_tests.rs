@@ -210,13 +210,15 @@ fn sparse_files_of_all_dialects_come_back() {
     content.extend_from_slice(&data);
     pax.file("GNUSparseFile.0/one", &content);
     pax.pax("GNU.sparse.map", b"512,512,1048064,512").pax("GNU.sparse.size", b"1048576");
-    pax.pax("GNU.sparse.name", b"two").file("GNUSparseFile.0/two", &data);
+    pax.pax("GNU.sparse.numblocks", b"2").pax("GNU.sparse.name", b"two");
+    pax.file("GNUSparseFile.0/two", &data);
     pax.pax("GNU.sparse.size", b"65536").pax("GNU.sparse.numblocks", b"1");
     pax.pax("GNU.sparse.offset", b"1000").pax("GNU.sparse.numbytes", b"1024");
     pax.file("three", &data);
     // Nothing but a hole.
     pax.pax("GNU.sparse.map", b"65536,0").pax("GNU.sparse.size", b"65536");
-    pax.pax("GNU.sparse.name", b"hole").file("GNUSparseFile.0/hole", b"");
+    pax.pax("GNU.sparse.numblocks", b"1").pax("GNU.sparse.name", b"hole");
+    pax.file("GNUSparseFile.0/hole", b"");
     comes_back(&pax.finish());
     // Lost, alone and with a directory; linked, and then lost.
     pax.link("link", "two")

@@ -94,11 +94,15 @@ fn the_crate_tar_knows_ustar_of_one_version_and_no_extended_headers_of_v7() {
     }
 }
 
+/// The records of a sparse file of form 0.1 without holes, but for its name.
+const SPARSE: [(&str, &str); 3] =
+    [("GNU.sparse.size", "4"), ("GNU.sparse.numblocks", "1"), ("GNU.sparse.map", "0,4")];
+
 #[test]
 fn of_two_names_of_a_sparse_file_python_takes_the_last() {
     let sparse = |first: (&str, &str), second: (&str, &str)| {
-        let records = [first, ("GNU.sparse.size", "4"), ("GNU.sparse.map", "0,4"), second];
-        [pax(&records), plain("f", b'0', 4), padded(b"data")].concat()
+        let [size, blocks, map] = SPARSE;
+        [pax(&[first, size, blocks, map, second]), plain("f", b'0', 4), padded(b"data")].concat()
     };
     let (path, name) = (("path", "stand-in"), ("GNU.sparse.name", "sparse"));
     assert_eq!(read(&sparse(path, name)).unwrap()[0].0.path.as_bytes(), b"sparse");
@@ -109,9 +113,9 @@ fn of_two_names_of_a_sparse_file_python_takes_the_last() {
 #[test]
 fn of_a_long_name_and_that_of_a_sparse_file_gnu_tar_takes_the_former() {
     let sparse = |long: &[u8]| {
-        let records =
-            pax(&[("GNU.sparse.name", "s"), ("GNU.sparse.size", "4"), ("GNU.sparse.map", "0,4")]);
-        [extended(b'L', long), records, plain("f", b'0', 4), padded(b"data")].concat()
+        let [size, blocks, map] = SPARSE;
+        let records = [("GNU.sparse.name", "s"), size, blocks, map];
+        [extended(b'L', long), pax(&records), plain("f", b'0', 4), padded(b"data")].concat()
     };
     assert!(read(&sparse(b"s\0")).is_ok());
     assert_refused("long name", &sparse(b"other\0"));

@@ -118,8 +118,13 @@ impl SparseKeys {
                     _ => return Err(mixed()),
                 };
                 let count = u64::try_from(extents.len()).unwrap_or(u64::MAX);
-                if self.blocks.is_some_and(|blocks| blocks != count) {
-                    return Err("its sparse map has another length than it says".into());
+                // GNU tar takes a file that tells no number of blocks for one without a map.
+                match self.blocks {
+                    None => return Err(mixed()),
+                    Some(blocks) if blocks != count => {
+                        return Err("its sparse map has another length than it says".into());
+                    }
+                    Some(_) => {}
                 }
                 Ok(Some(PaxSparse { name: self.name, size, map: MapPlace::Records(extents) }))
             }
@@ -290,6 +295,9 @@ mod tests {
             &[("size", "10"), ("offset", "0")][..],
             &[("size", "10"), ("numbytes", "0")],
             &[("size", "10"), ("offset", "0"), ("offset", "0")],
+            &[("size", "10")],
+            &[("size", "10"), ("offset", "0"), ("numbytes", "10")],
+            &[("size", "10"), ("name", "f"), ("map", "0,5")],
             &[("size", "10"), ("numblocks", "1")],
             &[("size", "10"), ("map", "0,5")],
             &[("size", "10"), ("name", "f"), ("map", "0")],
