@@ -104,9 +104,12 @@ mod compression;
 mod digest;
 mod driver;
 mod error;
+#[cfg(feature = "fuse")]
+mod fuse;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
+mod idmap;
 mod image;
 mod layer;
 mod override_stat;
@@ -115,6 +118,8 @@ mod progress;
 mod store;
 mod sys;
 mod tree;
+#[cfg(feature = "fuse")]
+mod union;
 
 pub use adopt::{AdoptOptions, AdoptReport, Adopted, Finding, OtherMarks, OverrideStats};
 pub use archive::{

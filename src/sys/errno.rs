@@ -30,3 +30,73 @@ pub(crate) fn cannot_exchange(e: &io::Error) -> bool {
         Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::EPERM | libc::ENOENT)
     )
 }
+
+/// What file system calls answer, where a union has to answer for itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Code {
+    Perm,
+    NoEntry,
+    Exists,
+    CrossDevice,
+    NotDirectory,
+    IsDirectory,
+    Invalid,
+    ReadOnly,
+    NameTooLong,
+    NotEmpty,
+    NoData,
+    Range,
+    Overflow,
+    NotSupported,
+    NoSystemCall,
+    Stale,
+    Io,
+}
+
+impl Code {
+    fn number(self) -> i32 {
+        match self {
+            Code::Perm => libc::EPERM,
+            Code::NoEntry => libc::ENOENT,
+            Code::Exists => libc::EEXIST,
+            Code::CrossDevice => libc::EXDEV,
+            Code::NotDirectory => libc::ENOTDIR,
+            Code::IsDirectory => libc::EISDIR,
+            Code::Invalid => libc::EINVAL,
+            Code::ReadOnly => libc::EROFS,
+            Code::NameTooLong => libc::ENAMETOOLONG,
+            Code::NotEmpty => libc::ENOTEMPTY,
+            Code::NoData => libc::ENODATA,
+            Code::Range => libc::ERANGE,
+            Code::Overflow => libc::EOVERFLOW,
+            Code::NotSupported => libc::EOPNOTSUPP,
+            Code::NoSystemCall => libc::ENOSYS,
+            Code::Stale => libc::ESTALE,
+            Code::Io => libc::EIO,
+        }
+    }
+
+    /// Whether this is what a call answered.
+    pub(crate) fn is(self, e: &io::Error) -> bool {
+        e.raw_os_error() == Some(self.number())
+    }
+}
+
+impl From<Code> for io::Error {
+    fn from(code: Code) -> io::Error {
+        io::Error::from_raw_os_error(code.number())
+    }
+}
+
+/// Whether the process has no descriptor left.
+pub(crate) fn is_out_of_descriptors(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
+/// The number to answer a request with that failed so.
+pub(crate) fn number(e: &io::Error) -> i32 {
+    let number = e.raw_os_error().or_else(|| {
+        e.get_ref().and_then(|inner| inner.downcast_ref::<crate::error::Error>()).map(|e| e.errno())
+    });
+    number.filter(|n| *n > 0).unwrap_or(libc::EIO)
+}

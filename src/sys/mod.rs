@@ -7,6 +7,7 @@
 pub(crate) mod copy;
 pub(crate) mod dir;
 pub(crate) mod errno;
+pub(crate) mod file;
 pub(crate) mod fs_features;
 pub(crate) mod lock;
 pub(crate) mod mount;
@@ -14,5 +15,6 @@ pub(crate) mod mountinfo;
 pub(crate) mod remove;
 pub(crate) mod resolve;
 pub(crate) mod stat;
+pub(crate) mod umask;
 pub(crate) mod userns;
 pub(crate) mod xattr;

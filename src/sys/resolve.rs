@@ -67,6 +67,52 @@ impl Resolver {
     }
 }
 
+/// The kernel takes paths of up to 4095 bytes; longer ones are walked in pieces of at most this.
+const PIECE: usize = 4000;
+
+/// Opens the directory `path` below `root`, which must not lead over any symlink.
+pub(crate) fn open_beneath(root: &Dir, path: &RelPath) -> io::Result<Dir> {
+    if path.is_root() {
+        return root.reopen();
+    }
+    if Resolver::available() == Resolver::Userspace {
+        return step_by_step(root, path);
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    let mut rest = path.as_bytes();
+    let mut dir: Option<Dir> = None;
+    while !rest.is_empty() {
+        let (piece, after) = match rest.get(..PIECE) {
+            None => (rest, &[][..]),
+            Some(most) => {
+                let slash = most.iter().rposition(|b| *b == b'/');
+                let slash = slash.ok_or_else(|| io::Error::from_raw_os_error(libc::ENAMETOOLONG))?;
+                let (piece, after) = rest.split_at(slash);
+                (piece, after.strip_prefix(b"/").unwrap_or(after))
+            }
+        };
+        rest = after;
+        let from = dir.as_ref().unwrap_or(root);
+        let opened = loop {
+            match rustix::fs::openat2(from, piece, flags, Mode::empty(), how) {
+                Err(Errno::INTR | Errno::AGAIN) => {}
+                opened => break opened?,
+            }
+        };
+        dir = Some(opened.try_into()?);
+    }
+    dir.map_or_else(|| root.reopen(), Ok)
+}
+
+fn step_by_step(root: &Dir, path: &RelPath) -> io::Result<Dir> {
+    let mut dir = root.reopen()?;
+    for name in path.components() {
+        dir = dir.open_dir(&name)?;
+    }
+    Ok(dir)
+}
+
 fn kernel(root: &Dir, path: &RelPath) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOCTTY;
     let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;

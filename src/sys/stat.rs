@@ -58,6 +58,8 @@ pub(crate) struct Stat {
     pub(crate) size: u64,
     /// Units of 512 bytes.
     pub(crate) blocks: u64,
+    /// Bytes, the best size for reading and writing.
+    pub(crate) block_size: u32,
     pub(crate) atime: Time,
     pub(crate) mtime: Time,
     pub(crate) ctime: Time,
@@ -96,6 +98,7 @@ impl From<rustix::fs::Stat> for Stat {
             rdev: (rustix::fs::major(rdev), rustix::fs::minor(rdev)),
             size: s.st_size as u64,
             blocks: s.st_blocks as u64,
+            block_size: s.st_blksize as u32,
             atime: time(s.st_atime as i64, s.st_atime_nsec as u32),
             mtime: time(s.st_mtime as i64, s.st_mtime_nsec as u32),
             ctime: time(s.st_ctime as i64, s.st_ctime_nsec as u32),

@@ -9,12 +9,34 @@ use rustix::io::Errno;
 use super::dir::{Dir, proc_path};
 use crate::path::Name;
 
-/// Whose attributes: an open file's, or a child's (the child of a directory is reached through
+/// Whose attributes: an open file's (a bare descriptor, O_PATH, will do), or a child's (the child of a directory is reached through
 /// `/proc/self/fd`, its own name not followed, so that links, fifos and devices work).
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Of<'a> {
     Fd(BorrowedFd<'a>),
     Child(&'a Dir, &'a Name),
+}
+
+/// What setting one does where there is one of that name, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnPresence {
+    Any,
+    /// EEXIST if it is there.
+    Create,
+    /// ENODATA if it is not.
+    Replace,
+}
+
+impl OnPresence {
+    /// From the flags of setxattr(2).
+    pub(crate) fn from_raw(flags: i32) -> Option<OnPresence> {
+        match flags {
+            0 => Some(OnPresence::Any),
+            libc::XATTR_CREATE => Some(OnPresence::Create),
+            libc::XATTR_REPLACE => Some(OnPresence::Replace),
+            _ => None,
+        }
+    }
 }
 
 impl<'a> Of<'a> {
@@ -28,7 +50,12 @@ pub(crate) fn get(of: Of<'_>, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
     let mut value = vec![0; 256];
     loop {
         let read = match of {
-            Of::Fd(fd) => rustix::fs::fgetxattr(fd, key, value.as_mut_slice()),
+            Of::Fd(fd) => match rustix::fs::fgetxattr(fd, key, value.as_mut_slice()) {
+                Err(Errno::BADF) => {
+                    rustix::fs::getxattr(proc_path(fd, None), key, value.as_mut_slice())
+                }
+                read => read,
+            },
             Of::Child(dir, name) => {
                 rustix::fs::lgetxattr(proc_path(dir, Some(name)), key, value.as_mut_slice())
             }
@@ -50,7 +77,12 @@ pub(crate) fn list(of: Of<'_>) -> io::Result<Vec<Vec<u8>>> {
     let mut buffer = vec![0; 1024];
     loop {
         let read = match of {
-            Of::Fd(fd) => rustix::fs::flistxattr(fd, buffer.as_mut_slice()),
+            Of::Fd(fd) => match rustix::fs::flistxattr(fd, buffer.as_mut_slice()) {
+                Err(Errno::BADF) => {
+                    rustix::fs::listxattr(proc_path(fd, None), buffer.as_mut_slice())
+                }
+                read => read,
+            },
             Of::Child(dir, name) => {
                 rustix::fs::llistxattr(proc_path(dir, Some(name)), buffer.as_mut_slice())
             }
@@ -75,9 +107,26 @@ pub(crate) fn list(of: Of<'_>) -> io::Result<Vec<Vec<u8>>> {
 
 /// Sets or replaces.
 pub(crate) fn set(of: Of<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
-    let flags = XattrFlags::empty();
+    set_if(of, key, value, OnPresence::Any)
+}
+
+/// Sets, on a condition.
+pub(crate) fn set_if(
+    of: Of<'_>,
+    key: &[u8],
+    value: &[u8],
+    presence: OnPresence,
+) -> io::Result<()> {
+    let flags = match presence {
+        OnPresence::Any => XattrFlags::empty(),
+        OnPresence::Create => XattrFlags::CREATE,
+        OnPresence::Replace => XattrFlags::REPLACE,
+    };
     let set = match of {
-        Of::Fd(fd) => rustix::fs::fsetxattr(fd, key, value, flags),
+        Of::Fd(fd) => match rustix::fs::fsetxattr(fd, key, value, flags) {
+            Err(Errno::BADF) => rustix::fs::setxattr(proc_path(fd, None), key, value, flags),
+            set => set,
+        },
         Of::Child(dir, name) => {
             rustix::fs::lsetxattr(proc_path(dir, Some(name)), key, value, flags)
         }
@@ -87,14 +136,21 @@ pub(crate) fn set(of: Of<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
 
 /// Removes; one that is not there is removed already.
 pub(crate) fn remove(of: Of<'_>, key: &[u8]) -> io::Result<()> {
-    let removed = match of {
-        Of::Fd(fd) => rustix::fs::fremovexattr(fd, key),
-        Of::Child(dir, name) => rustix::fs::lremovexattr(proc_path(dir, Some(name)), key),
-    };
-    match removed {
-        Err(Errno::NODATA) => Ok(()),
-        done => Ok(done?),
+    match remove_existing(of, key) {
+        Err(e) if e.raw_os_error() == Some(libc::ENODATA) => Ok(()),
+        done => done,
     }
+}
+
+/// Removes; ENODATA for one that is not there.
+pub(crate) fn remove_existing(of: Of<'_>, key: &[u8]) -> io::Result<()> {
+    Ok(match of {
+        Of::Fd(fd) => match rustix::fs::fremovexattr(fd, key) {
+            Err(Errno::BADF) => rustix::fs::removexattr(proc_path(fd, None), key),
+            removed => removed,
+        },
+        Of::Child(dir, name) => rustix::fs::lremovexattr(proc_path(dir, Some(name)), key),
+    }?)
 }
 
 #[cfg(test)]

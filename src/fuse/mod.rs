@@ -1,0 +1,7 @@
+//! The union over FUSE: requests of the kernel decoded, carried out by the union, and answered.
+//!
+//! The only importer of fuser.
+
+mod session;
+
+pub(crate) use session::{Session, SessionOptions, Transport};

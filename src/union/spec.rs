@@ -1,0 +1,59 @@
+//! What a union is made of, and how it is to behave.
+
+use std::sync::Arc;
+
+use crate::idmap::IdMap;
+use crate::layer::LayerFormat;
+use crate::sys::dir::Dir;
+
+/// A branch that is only read.
+#[derive(Clone, Debug)]
+pub(crate) struct Lower {
+    pub(crate) dir: Arc<Dir>,
+    pub(crate) format: LayerFormat,
+}
+
+/// The branch that takes all changes.
+#[derive(Debug)]
+pub(crate) struct Upper {
+    pub(crate) dir: Arc<Dir>,
+    pub(crate) format: LayerFormat,
+    /// A directory of the union's own, on the same file system and mount as `dir` and not inside it,
+    /// which no other union uses at the same time (the caller holds the lock). The union keeps `temp`
+    /// in it, emptied when it is opened, and `state`, which survives.
+    pub(crate) work: Dir,
+}
+
+/// When the union waits for the disk of its own accord.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum SyncPolicy {
+    /// A copy is on disk before it takes the place of the original; fsync waits.
+    #[default]
+    Strict,
+    /// Never, not even when asked to by fsync.
+    Volatile,
+}
+
+/// Options of a union; the default is that of a container's root.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct UnionOptions {
+    pub(crate) uids: IdMap,
+    pub(crate) gids: IdMap,
+    pub(crate) sync: SyncPolicy,
+    /// POSIX ACLs are neither shown nor taken.
+    pub(crate) no_acl: bool,
+    /// Every file is shown with one link.
+    pub(crate) static_nlink: bool,
+    /// Renaming a directory that has a lower one is refused with EXDEV instead of leaving a redirect.
+    pub(crate) no_redirects: bool,
+}
+
+/// A union to be opened.
+#[derive(Debug)]
+pub(crate) struct UnionSpec {
+    /// The topmost first.
+    pub(crate) lowers: Vec<Lower>,
+    /// Without one nothing can be changed.
+    pub(crate) upper: Option<Upper>,
+    pub(crate) options: UnionOptions,
+}
