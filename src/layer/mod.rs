@@ -2,6 +2,7 @@
 
 pub(crate) mod cursor;
 pub(crate) mod descent;
+pub(crate) mod entry;
 pub(crate) mod foreign;
 mod format;
 pub(crate) mod marks;

@@ -14,6 +14,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::LayerFormat;
+use super::entry::{self, Found};
 use super::marks::{self, Mark, Redirect};
 use super::walk::has_vanished;
 use crate::error::{IoContext, Result};
@@ -69,16 +70,6 @@ pub(crate) struct Visible {
     pub(crate) dir: Arc<Dir>,
     /// Its name there.
     pub(crate) name: Name,
-}
-
-/// What one layer says of a name.
-enum Found {
-    /// Nothing: look below.
-    Nothing,
-    /// It is deleted.
-    Whiteout,
-    /// It is there; `ends` if what lies below is hidden whatever it is.
-    Entry { stat: Stat, ends: bool },
 }
 
 impl LayerStack {
@@ -262,20 +253,7 @@ impl MergedDir {
 
 impl Part {
     fn find(&self, name: &Name) -> io::Result<Found> {
-        let hidden = match self.marks.separate_whiteout(name) {
-            Some(mark) => self.dir.try_stat_at(&mark)?.is_some(),
-            None => false,
-        };
-        Ok(match self.dir.try_stat_at(name)? {
-            None if hidden => Found::Whiteout,
-            None => Found::Nothing,
-            Some(stat) => match self.marks.decode(name, &stat) {
-                Mark::None => Found::Entry { stat, ends: hidden },
-                Mark::Whiteout(_) => Found::Whiteout,
-                // The format's own files are not part of the union.
-                Mark::Opaque | Mark::Internal => Found::Nothing,
-            },
-        })
+        entry::find(self.marks.0, &self.dir, name)
     }
 }
 
@@ -286,10 +264,6 @@ impl Marks {
 
     fn may_be(self, name: &Name, file_type: FileType) -> bool {
         self.0.is_some_and(|format| marks::may_be_mark(format, name, file_type))
-    }
-
-    fn separate_whiteout(self, name: &Name) -> Option<Name> {
-        self.0.and_then(|format| marks::separate_whiteout(format, name))
     }
 
     fn is_opaque(self, dir: &Dir) -> io::Result<bool> {

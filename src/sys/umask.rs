@@ -1,33 +1,33 @@
-//! A thread that creates files with exactly the modes it asks for.
+//! An umask of a thread's own.
 //!
 //! The umask belongs to a process's file system context (root, working directory, umask). A thread that
-//! takes a context of its own by `unshare(CLONE_FS)` can set its umask to 0 without any effect on the
+//! takes a context of its own by `unshare(CLONE_FS)` can set its umask without any effect on the
 //! process; no privilege is needed. Source: unshare(2).
 
 use std::cell::Cell;
 use std::io;
-use std::marker::PhantomData;
 
 use rustix::fs::Mode;
 use rustix::thread::UnshareFlags;
 
-/// Proof that the calling thread has an umask of 0. It stays on its thread.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct NoUmask(PhantomData<*const ()>);
-
 thread_local! {
-    static DONE: Cell<bool> = const { Cell::new(false) };
+    /// The umask of this thread, once it has one of its own.
+    static OWN: Cell<Option<u32>> = const { Cell::new(None) };
 }
 
-/// Gives the calling thread a context of its own, once. Only for threads that are ours.
-pub(crate) fn none_on_this_thread() -> io::Result<NoUmask> {
-    if !DONE.get() {
+/// Gives the calling thread an umask of its own. Only for threads that are ours.
+pub(crate) fn set_on_this_thread(mask: u32) -> io::Result<()> {
+    let mask = mask & 0o777;
+    if OWN.get() == Some(mask) {
+        return Ok(());
+    }
+    if OWN.get().is_none() {
         // SAFETY: only root, working directory and umask of this very thread become its own.
         unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
-        rustix::process::umask(Mode::empty());
-        DONE.set(true);
     }
-    Ok(NoUmask(PhantomData))
+    rustix::process::umask(Mode::from_raw_mode(mask));
+    OWN.set(Some(mask));
+    Ok(())
 }
 
 #[cfg(test)]
@@ -46,10 +46,12 @@ mod tests {
         let before = mode("before");
         std::thread::scope(|scope| {
             let own = scope.spawn(|| {
-                none_on_this_thread().unwrap();
-                mode("own")
+                set_on_this_thread(0).unwrap();
+                let open = mode("open");
+                set_on_this_thread(0o27).unwrap();
+                (open, mode("masked"))
             });
-            assert_eq!(own.join().unwrap(), 0o777);
+            assert_eq!(own.join().unwrap(), (0o777, 0o750));
         });
         assert_eq!(mode("after"), before);
     }

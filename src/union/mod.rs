@@ -1,24 +1,251 @@
 //! The union file system: what is read through a stack of branches, and what is changed in the
 //! topmost of them. It knows nothing of FUSE.
+//!
+//! # Where things are
+//!
+//! - `spec`: what a union is made of. `node`, `table`: what is known of files, by number.
+//!   `descriptors`, `backing`: how a node's file is reached. `identity`, `links`: which number a file has.
+//! - `lookup`, `listing`, `attr`, `xattr`, `acl`, `data`: what is read.
+//! - `create`, `remove`, `rename`, `copyup`, `workdir`: what is changed.
+//!
+//! # Invariants
+//!
+//! - The layers below the upper never change. The upper is changed by this union alone; a change that
+//!   somebody else makes there shows as late as caches end.
+//! - Every change is one atomic step in the upper (a rename, mostly) that takes the tree from one
+//!   right state to the next, so that a kill at any moment leaves what was before or after. What is not
+//!   complete is in the work directory's `temp`, which is emptied when the union is opened.
+//! - No lock is held while file data are copied, but the one of that file's copy-up.
+//!
+//! # Lock order
+//!
+//! 1. [`Node::names`] of the directories whose names change, by number;
+//! 2. [`Node::copying`] of one node;
+//! 3. `tree`: for reading while paths in the upper are put together and walked, for writing while a
+//!    directory gets another place;
+//! 4. [`Node::state`], of two nodes by number;
+//! 5. the table's shards and maps, the descriptors: for a moment, nothing is called under them.
 
+mod acl;
+mod attr;
+mod backing;
+mod copyup;
+mod create;
+mod data;
+mod descriptors;
+mod identity;
+mod links;
+mod listing;
+mod lookup;
+mod node;
+mod remove;
+mod rename;
 mod spec;
+mod table;
+mod workdir;
+mod xattr;
 
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use parking_lot::{Mutex, RwLock};
+
+pub(crate) use attr::{Attr, SetAttr};
+pub(crate) use create::{Make, NewFile};
+pub(crate) use listing::Listed;
+pub(crate) use lookup::Entry;
+pub(crate) use node::{Node, NodeId};
+pub(crate) use rename::RenameMode;
 pub(crate) use spec::{Lower, SyncPolicy, UnionOptions, UnionSpec, Upper};
 
-use crate::error::{Error, ErrorKind, Result};
+use self::descriptors::Descriptors;
+use self::links::Links;
+use self::node::{Directory, NewNode, Part, Place, ROOT, Real};
+use self::table::Table;
+use self::workdir::Work;
+use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::layer::{LayerFormat, marks};
+use crate::path::RelPath;
+use crate::sys::copy::Copier;
+use crate::sys::dir::Dir;
+use crate::sys::errno::Code;
+use crate::sys::file;
+use crate::sys::stat::FileType;
 
 /// A union of branches, at work.
 #[derive(Debug)]
 pub(crate) struct Union {
-    spec: UnionSpec,
+    lowers: Vec<Lower>,
+    upper: Option<UpperBranch>,
+    options: UnionOptions,
+    table: Arc<Table>,
+    root: Arc<Node>,
+    tree: RwLock<()>,
+    links: Links,
+    /// How many files were copied up: a lookup that saw the lower file begins anew if this has changed.
+    published: AtomicU64,
+    /// The file systems of the branches: what they tell of themselves, and their device number.
+    file_systems: Vec<FileSystem>,
+    copiers: Mutex<Vec<Copier>>,
+    #[cfg(test)]
+    hooks: tests::Hooks,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct FileSystem {
+    id: u64,
+    dev: u64,
+}
+
+/// The branch that takes all changes.
+#[derive(Debug)]
+struct UpperBranch {
+    dir: Arc<Dir>,
+    format: LayerFormat,
+    work: Work,
 }
 
 impl Union {
-    /// Takes the branches into use. With an upper its work directory is emptied first.
+    /// Takes the branches into use. With an upper, what an earlier union left unfinished in its work
+    /// directory is removed first.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] without any branch; those of the system, on a branch's root or
+    /// the work directory.
     pub(crate) fn open(spec: UnionSpec) -> Result<Union> {
         if spec.lowers.is_empty() && spec.upper.is_none() {
             return Err(Error::new(ErrorKind::InvalidArgument, "a union needs a branch"));
         }
-        Ok(Union { spec })
+        let upper = match spec.upper {
+            None => None,
+            Some(Upper { dir, format, work }) => {
+                let work = Work::open(work)?;
+                Some(UpperBranch { dir, format, work })
+            }
+        };
+        let table = Arc::new(Table::new(Descriptors::new(file::descriptor_limit())));
+        let mut roots = Vec::new();
+        roots.extend(upper.as_ref().map(|upper| Arc::clone(&upper.dir)));
+        roots.extend(spec.lowers.iter().map(|lower| Arc::clone(&lower.dir)));
+        let mut file_systems: Vec<FileSystem> = Vec::new();
+        for dir in &roots {
+            let dev = dir.stat().at("look at", "the root of a layer")?.dev;
+            if file_systems.iter().any(|known| known.dev == dev) {
+                continue;
+            }
+            let id = file::file_system_stat(dir).at("ask for the file system of", "a layer")?.id;
+            // Two that say the same cannot be told apart, so neither is.
+            let id = if file_systems.iter().any(|known| known.id == id) { 0 } else { id };
+            file_systems.push(FileSystem { id, dev });
+            // Numbers the file systems in this order.
+            table.direct_id(Real { dev, ino: 2 });
+        }
+        let root = root_node(&table, upper.as_ref(), &spec.lowers)
+            .at("read the marks of", "the root of a layer")?;
+        if table.insert(&root).is_ok() {
+            table.retain(&root);
+        }
+        Ok(Union {
+            lowers: spec.lowers,
+            upper,
+            options: spec.options,
+            table,
+            root,
+            tree: RwLock::new(()),
+            links: Links::default(),
+            published: AtomicU64::new(0),
+            file_systems,
+            copiers: Mutex::default(),
+            #[cfg(test)]
+            hooks: tests::Hooks::default(),
+        })
     }
+
+    /// The root of the union.
+    pub(crate) fn root(&self) -> &Arc<Node> {
+        &self.root
+    }
+
+    /// The node of a number that was given out.
+    ///
+    /// # Errors
+    /// ESTALE if there is none any more.
+    pub(crate) fn node(&self, id: NodeId) -> io::Result<Arc<Node>> {
+        if id == ROOT {
+            return Ok(Arc::clone(&self.root));
+        }
+        self.table.get(id).ok_or_else(|| Code::Stale.into())
+    }
+
+    /// Takes back as many lookups as were counted by [`Union::lookup`] and the calls that create.
+    pub(crate) fn forget(&self, id: NodeId, lookups: u64) {
+        if id != ROOT {
+            self.table.forget(id, lookups);
+        }
+    }
+
+    /// Whether anything can be changed.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.upper.is_some()
+    }
+
+    /// Ends the union: nothing may be asked of it any more but this. Waits until all is on disk, if it
+    /// is to care for that, and leaves the work directory empty.
+    pub(crate) fn close(&self) -> io::Result<()> {
+        self.table.clear();
+        let Some(upper) = &self.upper else { return Ok(()) };
+        upper.work.empty()?;
+        match self.options.sync {
+            SyncPolicy::Strict => upper.dir.sync_file_system(),
+            SyncPolicy::Volatile => Ok(()),
+        }
+    }
+
+    /// The upper, for what changes.
+    ///
+    /// # Errors
+    /// EROFS without one.
+    fn writable(&self) -> io::Result<&UpperBranch> {
+        self.upper.as_ref().ok_or_else(|| Code::ReadOnly.into())
+    }
+
+    fn lower(&self, layer: usize) -> io::Result<&Lower> {
+        self.lowers.get(layer).ok_or_else(|| Code::Io.into())
+    }
+}
+
+fn root_node(
+    table: &Arc<Table>,
+    upper: Option<&UpperBranch>,
+    lowers: &[Lower],
+) -> io::Result<Arc<Node>> {
+    let mut parts = Vec::new();
+    let mut ends = match upper {
+        None => false,
+        Some(upper) => marks::is_opaque(upper.format, &upper.dir)?,
+    };
+    for (layer, lower) in lowers.iter().enumerate() {
+        if ends {
+            break;
+        }
+        parts.push(Part { layer, path: Arc::new(RelPath::ROOT) });
+        ends = marks::is_opaque(lower.format, &lower.dir)?;
+    }
+    let real = |dir: &Arc<Dir>| dir.stat().map(|stat| Real::from(&stat));
+    Ok(Node::new(
+        table,
+        ROOT,
+        NewNode {
+            kind: FileType::Directory,
+            lower: lowers.first().map(|lower| real(&lower.dir)).transpose()?,
+            upper: upper.map(|upper| real(&upper.dir)).transpose()?,
+            link: None,
+            place: if upper.is_some() { Place::Upper } else { Place::Lower(None) },
+            directory: Some(Directory::new(parts, RelPath::ROOT)),
+        },
+    ))
 }

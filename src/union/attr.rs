@@ -1,0 +1,274 @@
+//! Attributes: what is shown, and how they are changed.
+
+use std::io;
+use std::sync::Arc;
+
+use super::Union;
+use super::copyup::Data;
+use super::node::{Node, Place, State};
+use crate::layer::LayerFormat;
+use crate::sys::errno::Code;
+use crate::sys::file::{self, FileSystemStat, SetTime};
+use crate::sys::stat::{FileType, Stat, Time};
+use crate::sys::xattr;
+
+/// The key under which the kernel keeps file capabilities.
+const CAPABILITY: &[u8] = b"security.capability";
+pub(super) const SETUID: u32 = 0o4000;
+pub(super) const SETGID: u32 = 0o2000;
+const GROUP_EXECUTE: u32 = 0o010;
+
+/// Attributes as the union shows them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Attr {
+    pub(crate) ino: u64,
+    pub(crate) generation: u64,
+    pub(crate) kind: FileType,
+    /// Permissions with setuid, setgid and sticky bit.
+    pub(crate) mode: u32,
+    pub(crate) nlink: u64,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// Major and minor.
+    pub(crate) rdev: (u32, u32),
+    /// Bytes.
+    pub(crate) size: u64,
+    /// Units of 512 bytes.
+    pub(crate) blocks: u64,
+    /// Bytes.
+    pub(crate) block_size: u32,
+    pub(crate) atime: Time,
+    pub(crate) mtime: Time,
+    pub(crate) ctime: Time,
+}
+
+/// Attributes to be changed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SetAttr {
+    pub(crate) mode: Option<u32>,
+    pub(crate) uid: Option<u32>,
+    pub(crate) gid: Option<u32>,
+    /// Bytes.
+    pub(crate) size: Option<u64>,
+    pub(crate) atime: SetTime,
+    pub(crate) mtime: SetTime,
+    /// The change time is set along with it: it is the kernel that writes back what it has kept.
+    pub(crate) ctime: bool,
+    /// Who asks may keep setuid bits on what he changes (CAP_FSETID).
+    pub(crate) privileged: bool,
+}
+
+impl SetAttr {
+    /// Changes nothing.
+    pub(crate) fn nothing() -> SetAttr {
+        SetAttr {
+            mode: None,
+            uid: None,
+            gid: None,
+            size: None,
+            atime: SetTime::Keep,
+            mtime: SetTime::Keep,
+            ctime: false,
+            privileged: true,
+        }
+    }
+
+    fn is_nothing(&self) -> bool {
+        self.mode.is_none()
+            && self.uid.is_none()
+            && self.gid.is_none()
+            && self.size.is_none()
+            && self.atime == SetTime::Keep
+            && self.mtime == SetTime::Keep
+    }
+}
+
+impl Union {
+    /// A node's attributes.
+    pub(crate) fn attr(&self, node: &Arc<Node>) -> io::Result<Attr> {
+        self.at(node, |place, format, state| {
+            let stat = place.stat()?;
+            self.shown(node, state, place, format, &stat)
+        })
+    }
+
+    /// What is shown of a file with these attributes.
+    fn shown(
+        &self,
+        node: &Node,
+        state: &State,
+        place: file::Place<'_>,
+        format: Option<LayerFormat>,
+        stat: &Stat,
+    ) -> io::Result<Attr> {
+        let mut attr = Attr {
+            ino: node.id,
+            generation: node.generation,
+            kind: stat.file_type,
+            mode: stat.mode,
+            nlink: self.link_count(node, state, stat),
+            uid: self.options.uids.shown(stat.uid),
+            gid: self.options.gids.shown(stat.gid),
+            rdev: stat.rdev,
+            size: stat.size,
+            blocks: stat.blocks,
+            block_size: stat.block_size,
+            atime: stat.atime,
+            mtime: stat.mtime,
+            ctime: stat.ctime,
+        };
+        if let Some(mode) = Self::zero_device_mode(place, format, stat)? {
+            attr.kind = FileType::CharDevice;
+            attr.mode = mode;
+        }
+        Ok(attr)
+    }
+
+    fn link_count(&self, node: &Node, state: &State, stat: &Stat) -> u64 {
+        if node.is_dir() {
+            return u64::from(!state.is_dead());
+        }
+        let count = match &state.place {
+            Place::Lower(_) => stat.nlink.saturating_sub(state.unlinked),
+            Place::Linked(_) => match node.lower.and_then(|lower| self.links.of(lower)) {
+                Some(linked) => linked.names(),
+                None => stat.nlink.saturating_sub(1),
+            },
+            Place::Upper | Place::Pinned(_) => stat.nlink,
+        };
+        if self.options.static_nlink { count.min(1) } else { count }
+    }
+
+    /// Changes attributes, and tells what they are then.
+    ///
+    /// # Errors
+    /// EROFS without an upper; EINVAL for an owner that no file can have here; what a copy-up can
+    /// fail with.
+    pub(crate) fn set_attr(&self, node: &Arc<Node>, set: &SetAttr) -> io::Result<Attr> {
+        if set.is_nothing() {
+            // The kernel's way to say that a write took away setuid and the like.
+            if !set.ctime {
+                self.drop_privileges(node, set.privileged)?;
+            }
+            return self.attr(node);
+        }
+        self.writable()?;
+        if self.changes_nothing(node, set)? {
+            return self.attr(node);
+        }
+        let owner = |map: &crate::idmap::IdMap, id: Option<u32>| match id {
+            None => Ok(None),
+            Some(id) => map.host(id).map(Some).ok_or(Code::Invalid),
+        };
+        let (uid, gid) =
+            (owner(&self.options.uids, set.uid)?, owner(&self.options.gids, set.gid)?);
+        if let Some(size) = set.size {
+            self.truncate(node, size)?;
+            if !set.privileged {
+                self.drop_privileges(node, false)?;
+            }
+        } else {
+            self.copy_up(node, Data::All)?;
+        }
+        self.at(node, |place, format, _| {
+            if uid.is_some() || gid.is_some() {
+                place.chown(uid, gid)?;
+            }
+            if let Some(mode) = set.mode {
+                let stat = place.stat()?;
+                match Self::zero_device_mode(place, format, &stat)? {
+                    Some(_) => Self::set_zero_device_mode(place, format, mode)?,
+                    None => place.chmod(mode)?,
+                }
+            }
+            if set.atime != SetTime::Keep || set.mtime != SetTime::Keep {
+                place.set_times(set.atime, set.mtime)?;
+            }
+            Ok(())
+        })?;
+        self.attr(node)
+    }
+
+    /// Whether only times are to be set to what they are: the kernel writes back those it has cached
+    /// whenever a file is unlinked or renamed, and that is no reason to copy it.
+    fn changes_nothing(&self, node: &Arc<Node>, set: &SetAttr) -> io::Result<bool> {
+        let SetTime::To(mtime) = set.mtime else { return Ok(false) };
+        let only_times = set.mode.is_none()
+            && set.uid.is_none()
+            && set.gid.is_none()
+            && set.size.is_none()
+            && set.atime == SetTime::Keep
+            && set.ctime;
+        Ok(only_times && self.attr(node)?.mtime == mtime)
+    }
+
+    /// Sets a file's size.
+    pub(super) fn truncate(&self, node: &Arc<Node>, size: u64) -> io::Result<()> {
+        if node.kind != FileType::Regular {
+            return Err(if node.is_dir() { Code::IsDirectory } else { Code::Invalid }.into());
+        }
+        self.copy_up(node, Data::First(size))?;
+        self.data(node)?.file.set_len(size)
+    }
+
+    /// Takes capabilities away from a file that is written, and setuid and setgid, unless the writer may
+    /// keep them.
+    pub(super) fn drop_privileges(&self, node: &Arc<Node>, privileged: bool) -> io::Result<()> {
+        if node.kind != FileType::Regular {
+            return Ok(());
+        }
+        let (mode, capable) = self.at(node, |place, _, _| {
+            Ok((place.stat()?.mode, xattr::get(place.xattrs(), CAPABILITY)?.is_some()))
+        })?;
+        let clear = privileges(mode);
+        if !capable && (privileged || clear == 0) {
+            return Ok(());
+        }
+        self.copy_up(node, Data::All)?;
+        self.at(node, |place, _, _| {
+            if capable {
+                xattr::remove(place.xattrs(), CAPABILITY)?;
+            }
+            if !privileged && clear != 0 {
+                place.chmod(mode & !clear)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Where a symlink points.
+    ///
+    /// # Errors
+    /// EINVAL for what is none.
+    pub(crate) fn read_link(&self, node: &Arc<Node>) -> io::Result<Vec<u8>> {
+        self.at(node, |place, _, _| place.read_link())
+    }
+
+    /// What statfs(2) tells: of the file system that takes what is written.
+    pub(crate) fn file_system(&self) -> io::Result<FileSystemStat> {
+        let (dir, format) = self.own_dir(&self.root)?;
+        let mut stat = file::file_system_stat(dir.as_ref())?;
+        if format == Some(LayerFormat::Aufs) {
+            stat.name_max = stat.name_max.saturating_sub(4);
+        }
+        Ok(stat)
+    }
+}
+
+/// The bits that a write by an ordinary user clears.
+fn privileges(mode: u32) -> u32 {
+    let group = if mode & GROUP_EXECUTE == 0 { 0 } else { SETGID };
+    mode & (SETUID | group)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn setgid_without_group_execute_is_no_privilege() {
+        assert_eq!(privileges(0o6755), 0o6000);
+        assert_eq!(privileges(0o6745), 0o4000);
+        assert_eq!(privileges(0o755), 0);
+    }
+}

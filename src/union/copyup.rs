@@ -1,0 +1,326 @@
+//! Copy-up: a file or directory of a lower layer gets a copy in the upper, before it is changed.
+//!
+//! The copy is made in the work directory with everything the original has (data and holes, xattrs,
+//! owner, mode, times), put on disk if the policy says so, and then renamed to its place: all or
+//! nothing. While data are copied only that file's copy-up is locked. When it is done the file may have
+//! been renamed or unlinked: the copy goes where the file is then, or is held open without a name.
+//!
+//! A directory is copied without what is in it. The directories above come first.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Union;
+use super::UpperBranch;
+use super::links::Linked;
+use super::node::{LowerPlace, Node, Place, Real};
+use super::spec::SyncPolicy;
+use super::xattr::copied;
+use crate::layer::LayerFormat;
+use crate::path::Name;
+use crate::sys::dir::{Dir, Node as Special, OnExisting};
+use crate::sys::errno::Code;
+use crate::sys::file::{self, Access, SetTime};
+use crate::sys::stat::{FileType, Stat};
+use crate::sys::umask;
+use crate::sys::xattr;
+
+/// How much of a file's data is needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Data {
+    All,
+    /// As many bytes from the start: the rest is about to be cut off.
+    First(u64),
+}
+
+/// A file of a lower layer.
+struct Source<'a> {
+    dir: &'a Dir,
+    name: &'a Name,
+    format: LayerFormat,
+    stat: Stat,
+}
+
+impl Union {
+    /// Sees to it that a node is in the upper.
+    ///
+    /// # Errors
+    /// EROFS without an upper; otherwise those of copying: then nothing has changed.
+    pub(super) fn copy_up(&self, node: &Arc<Node>, data: Data) -> io::Result<()> {
+        if node.state.lock().is_upper() {
+            return Ok(());
+        }
+        let upper = self.writable()?;
+        if node.is_dir() {
+            return self.copy_up_dirs(upper, node);
+        }
+        if let Some((above, _)) = node.link() {
+            self.copy_up_dirs(upper, &above)?;
+        }
+        let _copying = node.copying.lock();
+        let place = match &node.state.lock().place {
+            Place::Lower(Some(place)) => place.clone(),
+            _ => return Ok(()),
+        };
+        let lower_dir = self.lower_dir(&place.dir)?;
+        let source = self.source(&place, &lower_dir)?;
+        umask::set_on_this_thread(0)?;
+        let temp = upper.work.new_name()?;
+        let made = self
+            .make_copy(upper, &source, &temp, data)
+            .and_then(|real| self.publish_file(upper, node, &source, &temp, real));
+        if made.is_err() {
+            upper.work.discard(&temp);
+        }
+        made
+    }
+
+    fn source<'a>(&self, place: &'a LowerPlace, dir: &'a Dir) -> io::Result<Source<'a>> {
+        let format = self.lower(place.dir.layer)?.format;
+        Ok(Source { dir, name: &place.name, format, stat: dir.stat_at(&place.name)? })
+    }
+
+    /// Makes the copy of what is no directory.
+    fn make_copy(
+        &self,
+        upper: &UpperBranch,
+        source: &Source<'_>,
+        temp: &Name,
+        data: Data,
+    ) -> io::Result<Real> {
+        let dir = upper.work.temp();
+        let stat = &source.stat;
+        let special = |node: Special| dir.make_node(temp, node, 0o600);
+        let (major, minor) = stat.rdev;
+        let mut file = None;
+        match stat.file_type {
+            FileType::Regular => file = Some(dir.create_file(temp, 0o600)?),
+            FileType::Symlink => dir.symlink(&source.dir.read_link(source.name)?, temp)?,
+            FileType::CharDevice => special(Special::Char { major, minor })?,
+            FileType::BlockDevice => special(Special::Block { major, minor })?,
+            FileType::Fifo => special(Special::Fifo)?,
+            FileType::Socket => special(Special::Socket)?,
+            FileType::Directory | FileType::Unknown => return Err(Code::Io.into()),
+        }
+        if let Some(file) = &file {
+            self.copy_data(source, file, data)?;
+        }
+        let place = file::Place::Child(dir, temp);
+        let from = file::Place::Child(source.dir, source.name);
+        self.copy_attributes(source, from, upper.format, place)?;
+        if let Some(file) = &file
+            && self.options.sync == SyncPolicy::Strict
+        {
+            file.sync_all()?;
+        }
+        Ok(Real::from(&dir.stat_at(temp)?))
+    }
+
+    fn copy_data(&self, source: &Source<'_>, to: &File, data: Data) -> io::Result<()> {
+        let size = match data {
+            Data::All => source.stat.size,
+            Data::First(most) => most.min(source.stat.size),
+        };
+        if size == 0 {
+            return Ok(());
+        }
+        let from = file::Place::Child(source.dir, source.name).open_data(Access::Read)?;
+        let mut copier = self.copiers.lock().pop().unwrap_or_default();
+        let copied = copier.copy(&from, source.stat.dev, size, to, &mut |_| {
+            #[cfg(test)]
+            self.hooks.copying();
+            Ok(())
+        });
+        self.copiers.lock().push(copier);
+        copied?;
+        if size < source.stat.size {
+            // Shared blocks are those of the whole file.
+            to.set_len(size)?;
+        }
+        Ok(())
+    }
+
+    /// Gives a copy what the original has beside its data.
+    fn copy_attributes(
+        &self,
+        source: &Source<'_>,
+        from: file::Place<'_>,
+        format: LayerFormat,
+        to: file::Place<'_>,
+    ) -> io::Result<()> {
+        let stat = &source.stat;
+        let own = to.stat()?;
+        if (own.uid, own.gid) != (stat.uid, stat.gid) {
+            to.chown(Some(stat.uid), Some(stat.gid))?;
+        }
+        // After the owner, for a change of that takes capabilities away.
+        let inherited = xattr::list(to.xattrs())?;
+        let wanted = xattr::list(from.xattrs())?;
+        for key in inherited.iter().filter(|key| super::acl::is_key(key)) {
+            if !wanted.contains(key) {
+                xattr::remove(to.xattrs(), key)?;
+            }
+        }
+        for key in wanted {
+            let Some(key_there) = copied(Some(source.format), Some(format), &key) else { continue };
+            if let Some(value) = xattr::get(from.xattrs(), &key)? {
+                xattr::set(to.xattrs(), &key_there, &value)?;
+            }
+        }
+        if let Some(mode) = Self::zero_device_mode(from, Some(source.format), stat)? {
+            Self::set_zero_device_mode(to, Some(format), mode)?;
+        }
+        let keeps_number = match stat.file_type {
+            FileType::Directory => true,
+            FileType::Regular => stat.nlink == 1,
+            _ => false,
+        };
+        if keeps_number {
+            self.write_origin(format, to.xattrs(), Real::from(stat))?;
+        }
+        if stat.file_type != FileType::Symlink {
+            to.chmod(stat.mode)?;
+        }
+        to.set_times(SetTime::To(stat.atime), SetTime::To(stat.mtime))
+    }
+
+    /// Puts the copy of a file in its place.
+    fn publish_file(
+        &self,
+        upper: &UpperBranch,
+        node: &Arc<Node>,
+        source: &Source<'_>,
+        temp: &Name,
+        real: Real,
+    ) -> io::Result<()> {
+        let linked = source.stat.nlink > 1;
+        if linked {
+            upper.work.temp().hard_link(temp, upper.work.links(), temp)?;
+        }
+        let published = self.publish_at_its_name(upper, node, temp, |state| {
+            if linked {
+                state.place = Place::Linked(temp.clone());
+            }
+            let names = source.stat.nlink.saturating_sub(state.unlinked);
+            if linked {
+                let lower = Real::from(&source.stat);
+                self.links.insert(Linked::new(temp.clone(), node.id, lower, real, names));
+            } else if Self::own_key(upper.format, "origin").is_none()
+                || source.stat.file_type != FileType::Regular
+            {
+                self.table.note_other_id(real, node.id);
+            }
+            node.set_upper(real);
+            // A descriptor of the original must not be used any more.
+            self.table.descriptors.drop_file(node.generation);
+        });
+        if published.is_err() && linked {
+            // Whoever emptied the directory has removed it already.
+            let _ = upper.work.links().unlink(temp);
+        }
+        published
+    }
+
+    /// Renames a copy from the work directory to the node's name, whatever that is by now, and has
+    /// `note` note that.
+    fn publish_at_its_name(
+        &self,
+        upper: &UpperBranch,
+        node: &Arc<Node>,
+        temp: &Name,
+        note: impl FnOnce(&mut super::node::State),
+    ) -> io::Result<()> {
+        loop {
+            let (link, version) = {
+                let state = node.state.lock();
+                (state.links.first().cloned(), state.version)
+            };
+            let above = match &link {
+                None => None,
+                Some((above, name)) => {
+                    self.copy_up_dirs(upper, above)?;
+                    Some((self.upper_dir(above)?, name))
+                }
+            };
+            let mut state = node.state.lock();
+            if state.version != version {
+                continue;
+            }
+            match above {
+                None if node.is_dir() => return Err(Code::NoEntry.into()),
+                None => {
+                    let place = file::Place::Child(upper.work.temp(), temp);
+                    state.place = Place::Pinned(Arc::new(place.pin()?));
+                    upper.work.temp().unlink(temp)?;
+                }
+                Some((dir, name)) => {
+                    let before = dir.stat()?;
+                    upper.work.temp().rename(temp, &dir, name, OnExisting::Fail)?;
+                    // The directory shows nothing that it did not show before.
+                    crate::sys::dir::set_times(&*dir, before.atime, before.mtime)?;
+                    state.place = Place::Upper;
+                }
+            }
+            self.published.fetch_add(1, Ordering::AcqRel);
+            state.touch();
+            note(&mut state);
+            return Ok(());
+        }
+    }
+
+    /// Sees to it that a directory and all above it are in the upper.
+    pub(super) fn copy_up_dirs(&self, upper: &UpperBranch, node: &Arc<Node>) -> io::Result<()> {
+        let mut missing = Vec::new();
+        let mut at = Arc::clone(node);
+        loop {
+            let above = {
+                let state = at.state.lock();
+                if state.is_upper() {
+                    break;
+                }
+                if state.is_dead() {
+                    return Err(Code::NoEntry.into());
+                }
+                state.links.first().cloned()
+            };
+            let (above, _) = above.ok_or(Code::NoEntry)?;
+            missing.push(std::mem::replace(&mut at, above));
+        }
+        missing.iter().rev().try_for_each(|node| self.copy_up_dir(upper, node))
+    }
+
+    /// Copies a directory up; the one above is in the upper.
+    fn copy_up_dir(&self, upper: &UpperBranch, node: &Arc<Node>) -> io::Result<()> {
+        let _copying = node.copying.lock();
+        if node.state.lock().is_upper() {
+            return Ok(());
+        }
+        let part = node.state.lock().lowers().first().cloned().ok_or(Code::NoEntry)?;
+        let (dir, format) = (self.lower_dir(&part)?, self.lower(part.layer)?.format);
+        let temp = upper.work.new_name()?;
+        umask::set_on_this_thread(0)?;
+        let made = (|| {
+            let work = upper.work.temp();
+            work.make_dir(&temp, 0o700)?;
+            // Its name is not used: a directory is reached by its descriptor.
+            let source = Source { dir: &dir, name: &temp, format, stat: dir.stat()? };
+            let from = file::Place::Open(std::os::fd::AsFd::as_fd(&*dir));
+            let to = file::Place::Child(work, &temp);
+            self.copy_attributes(&source, from, upper.format, to)?;
+            let real = Real::from(&work.stat_at(&temp)?);
+            let number = Self::own_key(upper.format, "origin").is_none();
+            self.publish_at_its_name(upper, node, &temp, |_| {
+                node.set_upper(real);
+                if number {
+                    self.table.note_other_id(real, node.id);
+                }
+            })
+        })();
+        if made.is_err() {
+            upper.work.discard(&temp);
+        }
+        made
+    }
+}

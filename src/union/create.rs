@@ -1,0 +1,290 @@
+//! New files: made in the upper, under their name at once where nothing is in the way, and otherwise
+//! beside it, to take the place of a whiteout in one step.
+//!
+//! The file system of the upper does what is inherited (default access rights, the group of a setgid
+//! directory, the umask), since it knows how; so the umask of whoever asks is the thread's own for the
+//! moment. What is made beside is made in a directory that hands the same down.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::copyup::Data;
+use super::descriptors::OpenFile;
+use super::lookup::{Entry, View};
+use super::node::{Directory, Node, Place};
+use super::{Union, UpperBranch};
+use super::attr::{SETGID, SETUID};
+use crate::layer::entry::{self, Found as Says};
+use crate::layer::{LayerFormat, marks};
+use crate::path::{Name, RelPath};
+use crate::sys::dir::{Dir, Node as Special, OnExisting};
+use crate::sys::errno::Code;
+use crate::sys::stat::{FileType, Stat};
+use crate::sys::umask;
+
+/// What is to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum NewFile {
+    Regular,
+    Directory,
+    /// With its target.
+    Symlink(Vec<u8>),
+    Fifo,
+    Socket,
+    Char { major: u32, minor: u32 },
+    Block { major: u32, minor: u32 },
+}
+
+/// A file to be made.
+#[derive(Clone, Debug)]
+pub(crate) struct Make {
+    pub(crate) file: NewFile,
+    /// As asked for, before the umask.
+    pub(crate) mode: u32,
+    pub(crate) umask: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+}
+
+/// What a new name meets in the upper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ground {
+    Free,
+    Whiteout,
+}
+
+impl Union {
+    /// Makes a file, and counts a lookup of it.
+    ///
+    /// # Errors
+    /// EEXIST if there is one of that name; EPERM for a character device 0:0 in a format that has such
+    /// for whiteouts; EINVAL for an owner that no file can have here, and for AUFS's own names.
+    pub(crate) fn make(
+        &self,
+        parent: &Arc<Node>,
+        name: &Name,
+        make: &Make,
+    ) -> io::Result<Entry> {
+        let upper = self.writable()?;
+        check_name(upper.format, name)?;
+        if make.file == (NewFile::Char { major: 0, minor: 0 }) && upper.format != LayerFormat::Aufs {
+            return Err(Code::Perm.into());
+        }
+        let uid = self.options.uids.host(make.uid).ok_or(Code::Overflow)?;
+        let gid = self.options.gids.host(make.gid).ok_or(Code::Overflow)?;
+        let make = Make { uid, gid, ..make.clone() };
+        let _names = parent.names.lock();
+        let (view, dir) = self.parent_dir(upper, parent)?;
+        let made = match self.ground(upper, &view, &dir, name)? {
+            Ground::Free => make_in(&dir, name, &make)?,
+            Ground::Whiteout => {
+                let nursery = upper.work.nursery(&dir)?;
+                let made = make_in(&nursery.dir, name, &make)?;
+                if make.file == NewFile::Directory {
+                    marks::make_opaque(upper.format, &nursery.dir.open_dir(name)?)?;
+                }
+                cover_whiteout(upper, &nursery.dir, &dir, name, made.stat.is_dir())?;
+                Made { stat: dir.stat_at(name)?, file: made.file }
+            }
+        };
+        let directory =
+            made.stat.is_dir().then(|| Directory::new(Vec::new(), RelPath::ROOT));
+        let node = self.new_node(parent, name, &made.stat, directory);
+        if let Some(file) = made.file {
+            node.cached.store(true, Ordering::Relaxed);
+            let open = Arc::new(OpenFile { file, writable: true });
+            self.table.descriptors.keep_file(node.generation, &open);
+        }
+        self.listed(parent, name);
+        self.entry(node)
+    }
+
+    /// Gives a file another name, and counts a lookup of it.
+    ///
+    /// # Errors
+    /// EEXIST if there is one of that name; EPERM for a directory; ENOENT for a file that has no name.
+    pub(crate) fn link(
+        &self,
+        node: &Arc<Node>,
+        parent: &Arc<Node>,
+        name: &Name,
+    ) -> io::Result<Entry> {
+        let upper = self.writable()?;
+        check_name(upper.format, name)?;
+        if node.is_dir() {
+            return Err(Code::Perm.into());
+        }
+        self.copy_up(node, Data::All)?;
+        let _names = parent.names.lock();
+        let (view, dir) = self.parent_dir(upper, parent)?;
+        match self.ground(upper, &view, &dir, name)? {
+            Ground::Free => self.at(node, |place, _, _| place.link(&dir, name))?,
+            Ground::Whiteout => {
+                let nursery = upper.work.nursery(&dir)?;
+                self.at(node, |place, _, _| place.link(&nursery.dir, name))?;
+                cover_whiteout(upper, &nursery.dir, &dir, name, false)?;
+            }
+        }
+        {
+            let mut state = node.state.lock();
+            state.add_link(parent, name);
+            if let (Place::Linked(_), Some(lower)) = (&state.place, node.lower)
+                && let Some(linked) = self.links.of(lower)
+            {
+                linked.add_name();
+            }
+        }
+        self.listed(parent, name);
+        self.entry(Arc::clone(node))
+    }
+
+    /// The upper's directory of a node whose names are to change, copied up if need be.
+    pub(super) fn parent_dir(
+        &self,
+        upper: &UpperBranch,
+        parent: &Arc<Node>,
+    ) -> io::Result<(View, Arc<Dir>)> {
+        if !parent.is_dir() {
+            return Err(Code::NotDirectory.into());
+        }
+        if parent.state.lock().is_dead() {
+            return Err(Code::NoEntry.into());
+        }
+        self.copy_up_dirs(upper, parent)?;
+        let view = self.view(parent)?;
+        let dir = view.upper.clone().ok_or(Code::Io)?;
+        Ok((view, dir))
+    }
+
+    /// What a new name meets.
+    ///
+    /// # Errors
+    /// EEXIST if the union shows something there.
+    pub(super) fn ground(
+        &self,
+        upper: &UpperBranch,
+        view: &View,
+        dir: &Dir,
+        name: &Name,
+    ) -> io::Result<Ground> {
+        match entry::find(Some(upper.format), dir, name)? {
+            Says::Entry { .. } => Err(Code::Exists.into()),
+            Says::Whiteout => Ok(Ground::Whiteout),
+            Says::Nothing if self.shown_below(view, name)?.is_some() => Err(Code::Exists.into()),
+            Says::Nothing => Ok(Ground::Free),
+        }
+    }
+}
+
+/// Whether a branch of this format can have a file of this name.
+///
+/// # Errors
+/// EINVAL for AUFS's own names, ENAMETOOLONG for those whose whiteout would be too long.
+pub(super) fn check_name(format: LayerFormat, name: &Name) -> io::Result<()> {
+    if format != LayerFormat::Aufs {
+        return Ok(());
+    }
+    if name.as_bytes().starts_with(marks::WHITEOUT_PREFIX) {
+        return Err(Code::Invalid.into());
+    }
+    if marks::whiteout_name(name).is_none() {
+        return Err(Code::NameTooLong.into());
+    }
+    Ok(())
+}
+
+/// Moves what was made beside to the place of a whiteout.
+pub(super) fn cover_whiteout(
+    upper: &UpperBranch,
+    from: &Dir,
+    dir: &Dir,
+    name: &Name,
+    is_dir: bool,
+) -> io::Result<()> {
+    match marks::separate_whiteout(upper.format, name) {
+        Some(mark) => {
+            from.rename(name, dir, name, OnExisting::Fail)?;
+            dir.unlink(&mark)
+        }
+        // A directory does not replace a device, so they change places.
+        None if is_dir => from.exchange(name, dir, name),
+        None => from.rename(name, dir, name, OnExisting::Replace),
+    }
+}
+
+/// A file that was made.
+struct Made {
+    stat: Stat,
+    /// Its data, open for reading and writing.
+    file: Option<File>,
+}
+
+/// Makes a file in a directory; all of it or nothing.
+fn make_in(dir: &Dir, name: &Name, make: &Make) -> io::Result<Made> {
+    umask::set_on_this_thread(make.umask)?;
+    // Not setuid for somebody else, not even for a moment.
+    let mode = make.mode & 0o1777;
+    let mut file = None;
+    match &make.file {
+        NewFile::Regular => file = Some(dir.create_file(name, mode)?),
+        NewFile::Directory => dir.make_dir(name, mode)?,
+        NewFile::Symlink(target) => dir.symlink(target, name)?,
+        NewFile::Fifo => dir.make_node(name, Special::Fifo, mode)?,
+        NewFile::Socket => dir.make_node(name, Special::Socket, mode)?,
+        NewFile::Char { major, minor } => {
+            dir.make_node(name, Special::Char { major: *major, minor: *minor }, mode)?;
+        }
+        NewFile::Block { major, minor } => {
+            dir.make_node(name, Special::Block { major: *major, minor: *minor }, mode)?;
+        }
+    }
+    match own(dir, name, make) {
+        Ok(stat) => Ok(Made { stat, file }),
+        Err(e) => {
+            let removed = match make.file {
+                NewFile::Directory => dir.remove_dir(name),
+                _ => dir.unlink(name),
+            };
+            if let Err(e) = removed {
+                tracing::warn!(?name, error = %e, "cannot remove a file that could not be given away");
+            }
+            Err(e)
+        }
+    }
+}
+
+/// Gives a new file its owner, and the bits of its mode that depend on that.
+fn own(dir: &Dir, name: &Name, make: &Make) -> io::Result<Stat> {
+    let stat = dir.stat_at(name)?;
+    // The group of a setgid directory has been handed down.
+    let inherits = (stat.gid != make.gid) && dir.stat()?.mode & SETGID != 0;
+    let gid = if inherits { stat.gid } else { make.gid };
+    let special = match make.file {
+        NewFile::Directory | NewFile::Symlink(_) => 0,
+        _ => make.mode & (SETUID | SETGID),
+    };
+    let given = (stat.uid, stat.gid) != (make.uid, gid);
+    if given {
+        dir.chown_at(name, make.uid, gid)?;
+    }
+    if special != 0 {
+        dir.chmod_at(name, stat.mode | special)?;
+    }
+    if given || special != 0 { dir.stat_at(name) } else { Ok(stat) }
+}
+
+impl NewFile {
+    /// From a file type and device number; none for what is not made so.
+    pub(crate) fn special(kind: FileType, major: u32, minor: u32) -> Option<NewFile> {
+        match kind {
+            FileType::Regular => Some(NewFile::Regular),
+            FileType::Fifo => Some(NewFile::Fifo),
+            FileType::Socket => Some(NewFile::Socket),
+            FileType::CharDevice => Some(NewFile::Char { major, minor }),
+            FileType::BlockDevice => Some(NewFile::Block { major, minor }),
+            FileType::Directory | FileType::Symlink | FileType::Unknown => None,
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! File contents: reading, writing, holes, and waiting for the disk.
+//!
+//! Nothing depends on who opened a file or how: the kernel has checked that, and may have collected
+//! what several wrote. So a write may come without an open, and from nobody.
+
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use super::Union;
+use super::copyup::Data;
+use super::descriptors::OpenFile;
+use super::node::Node;
+use super::spec::SyncPolicy;
+use crate::sys::errno::Code;
+use crate::sys::file::{self, Seek};
+use crate::sys::stat::FileType;
+
+impl Union {
+    /// Reads up to `size` bytes; fewer only at the end of the file.
+    pub(crate) fn read(&self, node: &Arc<Node>, offset: u64, size: usize) -> io::Result<Vec<u8>> {
+        self.regular(node)?;
+        let open = self.data(node)?;
+        let mut buffer = vec![0; size];
+        let mut done = 0_usize;
+        while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            let at = offset.saturating_add(done as u64);
+            match open.file.read_at(rest, at) {
+                Ok(0) => break,
+                Ok(n) => done = done.saturating_add(n),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        buffer.truncate(done);
+        Ok(buffer)
+    }
+
+    /// Writes all of `data`. With `kill` setuid and capabilities go, as when an ordinary user writes.
+    pub(crate) fn write(
+        &self,
+        node: &Arc<Node>,
+        offset: u64,
+        data: &[u8],
+        kill: bool,
+    ) -> io::Result<()> {
+        let open = self.writable_data(node)?;
+        if kill {
+            self.drop_privileges(node, false)?;
+        }
+        open.file.write_all_at(data, offset)
+    }
+
+    /// fallocate(2), with its mode as a number.
+    pub(crate) fn allocate(
+        &self,
+        node: &Arc<Node>,
+        mode: u32,
+        offset: u64,
+        len: u64,
+    ) -> io::Result<()> {
+        file::allocate(&self.writable_data(node)?.file, mode, offset, len)
+    }
+
+    /// The next data or hole from `offset` on.
+    pub(crate) fn seek(&self, node: &Arc<Node>, what: Seek, offset: u64) -> io::Result<u64> {
+        self.regular(node)?;
+        file::seek(&self.data(node)?.file, what, offset)
+    }
+
+    /// copy_file_range(2); how many bytes were copied.
+    pub(crate) fn copy_range(
+        &self,
+        from: &Arc<Node>,
+        from_offset: u64,
+        to: &Arc<Node>,
+        to_offset: u64,
+        len: u64,
+    ) -> io::Result<usize> {
+        self.regular(from)?;
+        // The first, so that a copy within one file has one descriptor.
+        let to = self.writable_data(to)?;
+        let from = self.data(from)?;
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        file::copy_range(&from.file, from_offset, &to.file, to_offset, len)
+    }
+
+    /// Waits until a file's contents are on disk, and unless `data_only` its attributes.
+    pub(crate) fn sync(&self, node: &Arc<Node>, data_only: bool) -> io::Result<()> {
+        if self.options.sync == SyncPolicy::Volatile || !node.state.lock().is_upper() {
+            return Ok(());
+        }
+        if node.is_dir() {
+            return self.own_dir(node)?.0.sync();
+        }
+        if node.kind != FileType::Regular {
+            return Ok(());
+        }
+        let open = self.data(node)?;
+        if data_only { open.file.sync_data() } else { open.file.sync_all() }
+    }
+
+    /// A regular file of the upper, copied up first if need be, open for reading and writing.
+    fn writable_data(&self, node: &Arc<Node>) -> io::Result<Arc<OpenFile>> {
+        self.regular(node)?;
+        loop {
+            let open = self.data(node)?;
+            if open.writable {
+                return Ok(open);
+            }
+            self.writable()?;
+            drop(open);
+            self.copy_up(node, Data::All)?;
+        }
+    }
+
+    fn regular(&self, node: &Node) -> io::Result<()> {
+        match node.kind {
+            FileType::Regular => Ok(()),
+            FileType::Directory => Err(Code::IsDirectory.into()),
+            _ => Err(Code::Invalid.into()),
+        }
+    }
+}

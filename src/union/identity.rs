@@ -1,0 +1,268 @@
+//! Which number a file has.
+//!
+//! A file's number is its inode number in its layer, with the layer's file system in the high bits. A
+//! copy keeps the number of what it was copied from: while the union is open by the table of nodes, and
+//! later by an xattr of the union's own on the copy, `<prefix>stratafs.origin`. It is only a hint: whoever
+//! finds the number taken by another file gets the copy's own, or one that was never used.
+//!
+//! The xattr holds the file system (what statfs(2) tells of it, 8 bytes) and the inode number (8 bytes),
+//! both little-endian. Only directories and files with one name get it.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Union;
+use super::lookup::Found;
+use super::node::{Directory, NewNode, Node, NodeId, Place, Real};
+use crate::layer::LayerFormat;
+use crate::path::Name;
+use crate::sys::stat::FileType;
+use crate::sys::xattr::{self, Of};
+
+/// What is made of a [`Found`].
+pub(super) enum Identified {
+    Node(Arc<Node>),
+    /// It was copied up while it was looked for.
+    Changed,
+}
+
+impl Union {
+    /// The key of one of the union's own xattrs.
+    pub(super) fn own_key(format: LayerFormat, what: &str) -> Option<Vec<u8>> {
+        format.xattr_prefix().map(|prefix| format!("{prefix}stratafs.{what}").into_bytes())
+    }
+
+    /// Notes on a copy what it was copied from. Without an xattr for it, the number is kept for as long
+    /// as the union is open.
+    pub(super) fn write_origin(
+        &self,
+        format: LayerFormat,
+        of: Of<'_>,
+        origin: Real,
+    ) -> io::Result<()> {
+        let Some(key) = Self::own_key(format, "origin") else { return Ok(()) };
+        let Some(fs) = self.file_systems.iter().find(|fs| fs.dev == origin.dev && fs.id != 0)
+        else {
+            return Ok(());
+        };
+        let mut value = fs.id.to_le_bytes().to_vec();
+        value.extend_from_slice(&origin.ino.to_le_bytes());
+        xattr::set(of, &key, &value)
+    }
+
+    fn read_origin(&self, format: LayerFormat, of: Of<'_>) -> io::Result<Option<Real>> {
+        let Some(key) = Self::own_key(format, "origin") else { return Ok(None) };
+        let Some(value) = xattr::get(of, &key)? else { return Ok(None) };
+        let Some((fs, ino)) = value.split_at_checked(8) else { return Ok(None) };
+        let (Ok(fs), Ok(ino)) = (<[u8; 8]>::try_from(fs), <[u8; 8]>::try_from(ino)) else {
+            return Ok(None);
+        };
+        let id = u64::from_le_bytes(fs);
+        let known = self.file_systems.iter().find(|fs| fs.id == id && id != 0);
+        Ok(known.map(|fs| Real { dev: fs.dev, ino: u64::from_le_bytes(ino) }))
+    }
+
+    /// The numbers that a file may have, best first.
+    fn candidates(&self, found: &Found) -> io::Result<Vec<NodeId>> {
+        let real = Real::from(&found.stat);
+        let mut ids = Vec::with_capacity(3);
+        if let Some(linked) = self.linked(found) {
+            ids.push(linked.id);
+        }
+        ids.extend(self.table.other_id(real));
+        if let (Some(upper), Some(dir)) = (&self.upper, &found.upper)
+            && matches!(found.stat.file_type, FileType::Regular | FileType::Directory)
+            && let Some(origin) = self.read_origin(upper.format, Of::Child(dir, &found.name))?
+        {
+            ids.extend(self.table.direct_id(origin));
+        }
+        ids.extend(self.table.direct_id(real));
+        Ok(ids)
+    }
+
+    fn linked(&self, found: &Found) -> Option<Arc<super::links::Linked>> {
+        if found.stat.nlink < 2 || found.stat.is_dir() {
+            return None;
+        }
+        self.links.of(Real::from(&found.stat))
+    }
+
+    /// The node of what was found in `parent`, if it is known.
+    pub(super) fn known(&self, parent: &Arc<Node>, found: &Found) -> io::Result<Option<Arc<Node>>> {
+        for id in self.candidates(found)? {
+            if let Some(node) = self.table.get(id)
+                && self.is_same(&node, parent, found, None)
+            {
+                return Ok(Some(node));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The node of what was found in `parent`, made if it is not known. `since` is how many files had
+    /// been copied up before it was looked for.
+    pub(super) fn identify(
+        &self,
+        parent: &Arc<Node>,
+        found: Found,
+        since: u64,
+    ) -> io::Result<Identified> {
+        let real = Real::from(&found.stat);
+        let mut ids = self.candidates(&found)?;
+        for id in &ids {
+            if let Some(node) = self.table.get(*id) {
+                if self.is_same(&node, parent, &found, Some(since)) {
+                    self.note_link(&node, parent, &found);
+                    return Ok(Identified::Node(node));
+                }
+                if self.published.load(Ordering::Acquire) != since && found.upper.is_none() {
+                    return Ok(Identified::Changed);
+                }
+            }
+        }
+        if self.published.load(Ordering::Acquire) != since && found.upper.is_none() {
+            return Ok(Identified::Changed);
+        }
+        let noted = ids.len();
+        ids.push(self.table.dynamic_id());
+        let direct = self.table.direct_id(real);
+        let linked = self.linked(&found);
+        let child_dir = found.own_dir.clone();
+        let new = |found: &Found| NewNode {
+            kind: found.stat.file_type,
+            lower: match (&found.upper, &linked) {
+                (_, Some(linked)) => Some(linked.lower),
+                (None, None) => Some(real),
+                (Some(_), None) => None,
+            },
+            upper: match (&found.upper, &linked) {
+                (_, Some(linked)) => Some(linked.upper),
+                (Some(_), None) => Some(real),
+                (None, None) => None,
+            },
+            link: Some((Arc::clone(parent), found.name.clone())),
+            place: match (&found.upper, &linked) {
+                (_, Some(linked)) => Place::Linked(linked.name.clone()),
+                (Some(_), None) => Place::Upper,
+                (None, None) => Place::Lower(found.lower.clone()),
+            },
+            directory: found
+                .stat
+                .is_dir()
+                .then(|| Directory::new(found.lowers.clone(), found.below.clone())),
+        };
+        for (index, id) in ids.iter().enumerate() {
+            let node = Node::new(&self.table, *id, new(&found));
+            match self.table.insert(&node) {
+                Ok(()) => {
+                    if index == noted {
+                        tracing::debug!(?direct, id, name = ?found.name, "number taken by another");
+                    }
+                    if let (Some(dir), true) = (child_dir, found.upper.is_some()) {
+                        node.cached.store(true, Ordering::Relaxed);
+                        let key = super::descriptors::DirKey::Upper(node.generation);
+                        self.table.descriptors.keep_dir(key, &dir);
+                    }
+                    return Ok(Identified::Node(node));
+                }
+                Err(existing) if self.is_same(&existing, parent, &found, Some(since)) => {
+                    self.note_link(&existing, parent, &found);
+                    return Ok(Identified::Node(existing));
+                }
+                Err(_) => {}
+            }
+        }
+        // A number that was never used is free.
+        Err(crate::sys::errno::eio())
+    }
+
+    /// Whether a known node is what was found.
+    fn is_same(
+        &self,
+        node: &Arc<Node>,
+        parent: &Arc<Node>,
+        found: &Found,
+        since: Option<u64>,
+    ) -> bool {
+        let real = Real::from(&found.stat);
+        let in_upper = found.upper.is_some();
+        if node.kind != found.stat.file_type {
+            return false;
+        }
+        let state = node.state.lock();
+        if node.is_dir() {
+            let same = if in_upper { node.upper() == Some(real) } else { node.lower == Some(real) };
+            return same && !state.is_dead() && state.has_link(parent, &found.name);
+        }
+        let elsewhere = !state.links.is_empty() && !state.has_link(parent, &found.name);
+        if elsewhere && found.stat.nlink < 2 {
+            return false;
+        }
+        if in_upper {
+            return node.upper() == Some(real);
+        }
+        if node.lower != Some(real) {
+            return false;
+        }
+        // One name in the lower layer, and copied up: then it was found before that.
+        let stale = state.is_upper() && found.stat.nlink < 2;
+        !stale || since.is_none()
+    }
+
+    /// Notes the name under which a node was found, if it is a further one.
+    fn note_link(&self, node: &Arc<Node>, parent: &Arc<Node>, found: &Found) {
+        if node.is_dir() {
+            return;
+        }
+        let mut state = node.state.lock();
+        if state.has_link(parent, &found.name) {
+            return;
+        }
+        state.add_link(parent, &found.name);
+        let unpinned = match state.place {
+            Place::Pinned(_) if found.upper.is_some() => {
+                Some(std::mem::replace(&mut state.place, Place::Upper))
+            }
+            _ => None,
+        };
+        drop(state);
+        drop(unpinned);
+    }
+
+    /// The number of a file that was just made in the upper, under `name`; its node.
+    pub(super) fn new_node(
+        &self,
+        parent: &Arc<Node>,
+        name: &Name,
+        stat: &crate::sys::stat::Stat,
+        directory: Option<Box<Directory>>,
+    ) -> Arc<Node> {
+        let real = Real::from(stat);
+        let make = |id: NodeId, directory: Option<Box<Directory>>| {
+            let new = NewNode {
+                kind: stat.file_type,
+                lower: None,
+                upper: Some(real),
+                link: Some((Arc::clone(parent), name.clone())),
+                place: Place::Upper,
+                directory,
+            };
+            Node::new(&self.table, id, new)
+        };
+        let lowers = directory.as_ref().map(|d| (d.lowers.to_vec(), (*d.below).clone()));
+        if let Some(id) = self.table.direct_id(real) {
+            let node = make(id, directory);
+            if self.table.insert(&node).is_ok() {
+                return node;
+            }
+        }
+        let directory = lowers.map(|(lowers, below)| Directory::new(lowers, below));
+        let id = self.table.dynamic_id();
+        let node = make(id, directory);
+        self.table.note_other_id(real, id);
+        // Never taken: the number is new.
+        let _ = self.table.insert(&node);
+        node
+    }
+}

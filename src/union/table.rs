@@ -1,0 +1,180 @@
+//! The nodes that are known, by number.
+//!
+//! A node stays in the table for as long as the kernel counts lookups of it, or anything else holds it:
+//! the nodes below it, or a request at work. Then it goes of itself.
+//!
+//! No node may be dropped while a shard is locked, since that locks it, too.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+
+use super::descriptors::Descriptors;
+use super::node::{Node, NodeId, Real};
+
+/// A power of two.
+const SHARDS: usize = 64;
+/// Numbers from here on stand for no inode number of a layer.
+const DYNAMIC: NodeId = 1 << 63;
+/// Inode numbers of layers have as many bits; above them is which file system it is.
+const INODE_BITS: u32 = 56;
+
+/// The nodes that are known.
+#[derive(Debug)]
+pub(super) struct Table {
+    shards: Vec<Mutex<HashMap<NodeId, Slot>>>,
+    generations: AtomicU64,
+    dynamic: AtomicU64,
+    /// The file systems of the layers by device number, in the order in which they were met.
+    file_systems: Mutex<Vec<u64>>,
+    /// Numbers of files that do not follow from their inode number.
+    others: Mutex<HashMap<Real, NodeId>>,
+    pub(super) descriptors: Descriptors,
+}
+
+#[derive(Debug)]
+struct Slot {
+    node: Weak<Node>,
+    /// Keeps it while there are lookups.
+    held: Option<Arc<Node>>,
+    lookups: u64,
+}
+
+impl Table {
+    pub(super) fn new(descriptors: Descriptors) -> Table {
+        Table {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            generations: AtomicU64::new(1),
+            dynamic: AtomicU64::new(0),
+            file_systems: Mutex::default(),
+            others: Mutex::default(),
+            descriptors,
+        }
+    }
+
+    pub(super) fn next_generation(&self) -> u64 {
+        self.generations.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The number that a file has by itself; none if it does not fit.
+    pub(super) fn direct_id(&self, real: Real) -> Option<NodeId> {
+        if real.ino < 2 || real.ino >> INODE_BITS != 0 {
+            return None;
+        }
+        let mut known = self.file_systems.lock();
+        let index = match known.iter().position(|dev| *dev == real.dev) {
+            Some(index) => index,
+            None => {
+                known.push(real.dev);
+                known.len().saturating_sub(1)
+            }
+        };
+        let index = u64::try_from(index).ok().filter(|index| *index < 127)?;
+        Some(index << INODE_BITS | real.ino)
+    }
+
+    /// A number that no other node has or had.
+    pub(super) fn dynamic_id(&self) -> NodeId {
+        DYNAMIC | self.dynamic.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The number that was noted for a file.
+    pub(super) fn other_id(&self, real: Real) -> Option<NodeId> {
+        self.others.lock().get(&real).copied()
+    }
+
+    /// Notes a file's number where it cannot be found out again.
+    pub(super) fn note_other_id(&self, real: Real, id: NodeId) {
+        self.others.lock().insert(real, id);
+    }
+
+    /// The file is gone, and its inode number may come back as another's.
+    pub(super) fn forget_other_id(&self, real: Real) {
+        self.others.lock().remove(&real);
+    }
+
+    fn shard(&self, id: NodeId) -> Option<&Mutex<HashMap<NodeId, Slot>>> {
+        // The multiplication spreads numbers that follow each other or differ in high bits only.
+        let hash = id.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        self.shards.get(usize::try_from(hash).unwrap_or(0) % SHARDS)
+    }
+
+    /// The node of this number.
+    pub(super) fn get(&self, id: NodeId) -> Option<Arc<Node>> {
+        let shard = self.shard(id)?.lock();
+        let slot = shard.get(&id)?;
+        slot.node.upgrade()
+    }
+
+    /// Enters a new node under its number; gives back the one that has it already.
+    pub(super) fn insert(&self, node: &Arc<Node>) -> Result<(), Arc<Node>> {
+        let Some(shard) = self.shard(node.id) else { return Ok(()) };
+        let mut shard = shard.lock();
+        if let Some(existing) = shard.get(&node.id).and_then(|slot| slot.node.upgrade()) {
+            return Err(existing);
+        }
+        let slot = Slot { node: Arc::downgrade(node), held: None, lookups: 0 };
+        shard.insert(node.id, slot);
+        Ok(())
+    }
+
+    /// Counts a lookup by the kernel.
+    pub(super) fn retain(&self, node: &Arc<Node>) {
+        let Some(shard) = self.shard(node.id) else { return };
+        let mut shard = shard.lock();
+        if let Some(slot) = shard.get_mut(&node.id)
+            && slot.node.as_ptr() == Arc::as_ptr(node)
+        {
+            slot.lookups = slot.lookups.saturating_add(1);
+            if slot.held.is_none() {
+                slot.held = Some(Arc::clone(node));
+            }
+        }
+    }
+
+    /// Takes lookups back.
+    pub(super) fn forget(&self, id: NodeId, lookups: u64) {
+        let Some(shard) = self.shard(id) else { return };
+        let mut shard = shard.lock();
+        let held = match shard.get_mut(&id) {
+            None => None,
+            Some(slot) => {
+                slot.lookups = slot.lookups.saturating_sub(lookups);
+                if slot.lookups == 0 { slot.held.take() } else { None }
+            }
+        };
+        drop(shard);
+        drop(held);
+    }
+
+    /// Whether the kernel knows the node.
+    pub(super) fn is_held(&self, node: &Node) -> bool {
+        self.shard(node.id)
+            .is_some_and(|shard| shard.lock().get(&node.id).is_some_and(|slot| slot.lookups > 0))
+    }
+
+    /// A node is about to be freed.
+    pub(super) fn node_gone(&self, id: NodeId, node: &Node) {
+        let Some(shard) = self.shard(id) else { return };
+        let mut shard = shard.lock();
+        if shard.get(&id).is_some_and(|slot| std::ptr::eq(slot.node.as_ptr(), node)) {
+            shard.remove(&id);
+        }
+    }
+
+    /// Lets go of all nodes: the kernel is gone, or has forgotten them without saying so.
+    pub(super) fn clear(&self) {
+        for shard in &self.shards {
+            let held: Vec<_> = shard.lock().values_mut().filter_map(|s| s.held.take()).collect();
+            drop(held);
+        }
+    }
+
+    /// How many nodes there are.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
+    }
+}

@@ -1,0 +1,139 @@
+//! The union's own directory beside the upper: what is not complete yet, and what must be remembered.
+//!
+//! ```text
+//! temp/    files and directories being made, or taken out to be removed; emptied when the union is opened
+//! links/   a name for each file that has further names in a lower layer; emptied likewise
+//! state/   kept: the marker of redirected directories
+//! ```
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::acl;
+use super::attr::SETGID;
+use crate::error::{IoContext, Result};
+use crate::path::Name;
+use crate::sys::dir::{Dir, fchmod, fchown};
+use crate::sys::remove::remove_tree;
+use crate::sys::umask;
+use crate::sys::xattr::{self, Of};
+
+/// A union's own directory, for one union at a time.
+#[derive(Debug)]
+pub(super) struct Work {
+    temp: Dir,
+    links: Dir,
+    state: Dir,
+    next: AtomicU64,
+}
+
+/// A directory in which something is made that shall have inherited from another directory.
+#[derive(Debug)]
+pub(super) struct Nursery<'a> {
+    work: &'a Work,
+    name: Name,
+    pub(super) dir: Dir,
+}
+
+impl Work {
+    pub(super) fn open(root: Dir) -> Result<Work> {
+        let sub = |name: &'static str| -> io::Result<Dir> {
+            let name = Name::new(name).map_err(io::Error::other)?;
+            match root.make_dir(&name, 0o700) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                made => made?,
+            }
+            root.open_dir(&name)
+        };
+        let open = |name: &'static str| sub(name).at("make in the work directory", name);
+        let work = Work {
+            temp: open("temp")?,
+            links: open("links")?,
+            state: open("state")?,
+            next: AtomicU64::new(0),
+        };
+        work.empty().at("empty", "the work directory")?;
+        Ok(work)
+    }
+
+    /// Removes everything that is not to be remembered.
+    pub(super) fn empty(&self) -> io::Result<()> {
+        for dir in [&self.temp, &self.links] {
+            for entry in dir.entries()? {
+                remove_tree(dir, &entry.name, &mut || Ok(()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where things are made, to be renamed to their place when complete.
+    pub(super) fn temp(&self) -> &Dir {
+        &self.temp
+    }
+
+    pub(super) fn links(&self) -> &Dir {
+        &self.links
+    }
+
+    /// Notes, before it is done, that directories of the upper refer to lower ones by redirects.
+    pub(super) fn note_redirect(&self) -> io::Result<()> {
+        let marker = Name::new("redirected").map_err(io::Error::other)?;
+        if self.state.try_stat_at(&marker)?.is_none() {
+            self.state.open_or_create(&marker, 0o600)?;
+            self.state.sync()?;
+        }
+        Ok(())
+    }
+
+    /// A name that is not taken in any of the directories.
+    pub(super) fn new_name(&self) -> io::Result<Name> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        Name::new(number.to_string()).map_err(io::Error::other)
+    }
+
+    /// Removes what has been made or taken out.
+    pub(super) fn discard(&self, name: &Name) {
+        if let Err(e) = remove_tree(&self.temp, name, &mut || Ok(())) {
+            // It takes space, but only until the union is opened again.
+            tracing::warn!(?name, error = %e, "cannot remove from the work directory");
+        }
+    }
+
+    /// A directory that hands down what `like` does: its group, and its default access rights.
+    pub(super) fn nursery(&self, like: &Dir) -> io::Result<Nursery<'_>> {
+        umask::set_on_this_thread(0)?;
+        let name = self.new_name()?;
+        self.temp.make_dir(&name, 0o700)?;
+        let nursery = match self.temp.open_dir(&name) {
+            Ok(dir) => Nursery { work: self, name, dir },
+            Err(e) => {
+                self.discard(&name);
+                return Err(e);
+            }
+        };
+        let stat = like.stat()?;
+        if stat.mode & SETGID != 0 {
+            let own = nursery.dir.stat()?;
+            if own.gid != stat.gid {
+                fchown(&nursery.dir, own.uid, stat.gid)?;
+            }
+            fchmod(&nursery.dir, 0o700 | SETGID)?;
+        }
+        if let Some(default) = xattr::get(Of::Fd(like.as_fd()), acl::DEFAULT)? {
+            xattr::set(Of::dir(&nursery.dir), acl::DEFAULT, &default)?;
+        } else {
+            // Inherited from the work directory.
+            xattr::remove(Of::dir(&nursery.dir), acl::DEFAULT).or_else(|e| {
+                if crate::sys::errno::Code::NotSupported.is(&e) { Ok(()) } else { Err(e) }
+            })?;
+        }
+        Ok(nursery)
+    }
+}
+
+impl Drop for Nursery<'_> {
+    fn drop(&mut self) {
+        self.work.discard(&self.name);
+    }
+}

@@ -1,0 +1,206 @@
+//! Extended attributes.
+//!
+//! The marks of a branch's own format are hidden. A user's attributes whose keys would be such marks, as
+//! an overlay mounted on top of this one sets, are kept under escaped keys: `trusted.overlay.x` as
+//! `trusted.overlay.overlay.x`, which is what the kernel's overlayfs does, too. In the formats of other
+//! branches all of these are attributes like any other.
+
+use std::io;
+use std::sync::Arc;
+
+use super::Union;
+use super::acl;
+use super::attr::SETGID;
+use super::copyup::Data;
+use super::node::Node;
+use crate::layer::LayerFormat;
+use crate::sys::errno::Code;
+use crate::sys::file::Place;
+use crate::sys::stat::{FileType, Stat};
+use crate::sys::xattr::{self, OnPresence};
+
+/// The longest key, in bytes (`XATTR_NAME_MAX`).
+const KEY_MAX: usize = 255;
+const ESCAPE: &[u8] = b"overlay.";
+/// The key, after the prefix, of what stands for a character device 0:0 of a user's.
+const ZERO_DEVICE: &str = "zero-device";
+
+/// The key that a user's key has in a layer.
+fn escaped(format: Option<LayerFormat>, key: &[u8]) -> Vec<u8> {
+    match format.and_then(LayerFormat::xattr_prefix) {
+        Some(prefix) if key.starts_with(prefix.as_bytes()) => {
+            let rest = key.get(prefix.len()..).unwrap_or_default();
+            [prefix.as_bytes(), ESCAPE, rest].concat()
+        }
+        _ => key.to_vec(),
+    }
+}
+
+/// The key as the user knows it; none if it is the layer's own.
+pub(super) fn unescaped(format: Option<LayerFormat>, key: &[u8]) -> Option<Vec<u8>> {
+    let Some(prefix) = format.and_then(LayerFormat::xattr_prefix) else {
+        return Some(key.to_vec());
+    };
+    match key.strip_prefix(prefix.as_bytes()) {
+        None => Some(key.to_vec()),
+        Some(own) => own.strip_prefix(ESCAPE).map(|rest| [prefix.as_bytes(), rest].concat()),
+    }
+}
+
+/// The key that an attribute of a lower file has on its copy in the upper; none for the layer's own.
+pub(super) fn copied(
+    from: Option<LayerFormat>,
+    to: Option<LayerFormat>,
+    key: &[u8],
+) -> Option<Vec<u8>> {
+    unescaped(from, key).map(|key| escaped(to, &key))
+}
+
+impl Union {
+    /// The value of an attribute; none if there is no such.
+    pub(crate) fn xattr(&self, node: &Arc<Node>, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        if self.options.no_acl && acl::is_key(key) {
+            return Err(Code::NotSupported.into());
+        }
+        let value = self.at(node, |place, format, _| {
+            let key = escaped(format, key);
+            // No layer can have it.
+            if key.len() > KEY_MAX { Ok(None) } else { xattr::get(place.xattrs(), &key) }
+        })?;
+        Ok(value.map(|value| match acl::is_key(key) {
+            true => acl::shown(&value, &self.options.uids, &self.options.gids),
+            false => value,
+        }))
+    }
+
+    /// The keys of all attributes.
+    pub(crate) fn xattrs(&self, node: &Arc<Node>) -> io::Result<Vec<Vec<u8>>> {
+        self.at(node, |place, format, _| {
+            let keys = xattr::list(place.xattrs())?;
+            let keys = keys.iter().filter_map(|key| unescaped(format, key));
+            Ok(keys.filter(|key| !(self.options.no_acl && acl::is_key(key))).collect())
+        })
+    }
+
+    /// Sets an attribute. `keep_setgid`: whoever asks may have it stay when a list of access rights is
+    /// set, as a member of the file's group may.
+    pub(crate) fn set_xattr(
+        &self,
+        node: &Arc<Node>,
+        key: &[u8],
+        value: &[u8],
+        presence: OnPresence,
+        keep_setgid: bool,
+    ) -> io::Result<()> {
+        self.writable()?;
+        let mapped;
+        let mut value = value;
+        if acl::is_key(key) {
+            if self.options.no_acl {
+                return Err(Code::NotSupported.into());
+            }
+            mapped = acl::host(value, &self.options.uids, &self.options.gids)
+                .ok_or(Code::Invalid)?;
+            value = &mapped;
+        }
+        // Told before anything is copied.
+        let exists = match presence {
+            OnPresence::Any => None,
+            OnPresence::Create | OnPresence::Replace => Some(self.xattr(node, key)?.is_some()),
+        };
+        match (presence, exists) {
+            (OnPresence::Create, Some(true)) => return Err(Code::Exists.into()),
+            (OnPresence::Replace, Some(false)) => return Err(Code::NoData.into()),
+            _ => {}
+        }
+        self.copy_up(node, Data::All)?;
+        self.at(node, |place, format, _| {
+            let key = user_key(format, key)?;
+            xattr::set_if(place.xattrs(), &key, value, presence)?;
+            if key == acl::ACCESS && !keep_setgid && node.kind != FileType::Directory {
+                let mode = place.stat()?.mode;
+                if mode & SETGID != 0 {
+                    place.chmod(mode & !SETGID)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Removes an attribute.
+    ///
+    /// # Errors
+    /// ENODATA if there is no such.
+    pub(crate) fn remove_xattr(&self, node: &Arc<Node>, key: &[u8]) -> io::Result<()> {
+        self.writable()?;
+        if self.options.no_acl && acl::is_key(key) {
+            return Err(Code::NotSupported.into());
+        }
+        if self.xattr(node, key)?.is_none() {
+            // Lists of access rights can be removed where there are none.
+            return if acl::is_key(key) { Ok(()) } else { Err(Code::NoData.into()) };
+        }
+        self.copy_up(node, Data::All)?;
+        self.at(node, |place, format, _| {
+            xattr::remove_existing(place.xattrs(), &user_key(format, key)?)
+        })
+    }
+
+    /// The mode of what is shown as a character device 0:0: in a layer that would be a whiteout, so
+    /// there it is an empty file that nobody may use, with an xattr.
+    pub(super) fn zero_device_mode(
+        place: Place<'_>,
+        format: Option<LayerFormat>,
+        stat: &Stat,
+    ) -> io::Result<Option<u32>> {
+        if stat.file_type != FileType::Regular || stat.size != 0 || stat.mode != 0 {
+            return Ok(None);
+        }
+        let Some(key) = format.and_then(|format| Self::own_key(format, ZERO_DEVICE)) else {
+            return Ok(None);
+        };
+        let Some(value) = xattr::get(place.xattrs(), &key)? else { return Ok(None) };
+        Ok(<[u8; 4]>::try_from(value).ok().map(u32::from_le_bytes).map(|mode| mode & 0o7777))
+    }
+
+    /// Makes an empty file of mode 0 one that is shown as a character device 0:0.
+    pub(super) fn set_zero_device_mode(
+        place: Place<'_>,
+        format: Option<LayerFormat>,
+        mode: u32,
+    ) -> io::Result<()> {
+        let key = format.and_then(|format| Self::own_key(format, ZERO_DEVICE)).ok_or(Code::Perm)?;
+        xattr::set(place.xattrs(), &key, &mode.to_le_bytes())
+    }
+}
+
+/// The key in a layer of what a user sets.
+fn user_key(format: Option<LayerFormat>, key: &[u8]) -> io::Result<Vec<u8>> {
+    let escaped = escaped(format, key);
+    if escaped.len() > KEY_MAX { Err(Code::Range.into()) } else { Ok(escaped) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_layers_own_keys_are_hidden_and_nested_ones_escaped() {
+        let trusted = Some(LayerFormat::OverlayTrusted);
+        assert_eq!(unescaped(trusted, b"trusted.overlay.opaque"), None);
+        assert_eq!(unescaped(trusted, b"trusted.overlay.stratafs.origin"), None);
+        for (user, stored) in [
+            (&b"trusted.overlay.opaque"[..], &b"trusted.overlay.overlay.opaque"[..]),
+            (b"user.overlay.opaque", b"user.overlay.opaque"),
+            (b"user.x", b"user.x"),
+        ] {
+            assert_eq!(escaped(trusted, user), stored);
+            assert_eq!(unescaped(trusted, stored).as_deref(), Some(user));
+            assert_eq!(escaped(Some(LayerFormat::Aufs), user), user);
+        }
+        assert_eq!(
+            copied(trusted, Some(LayerFormat::OverlayUser), b"trusted.overlay.overlay.x"),
+            Some(b"trusted.overlay.x".to_vec())
+        );
+    }
+}
