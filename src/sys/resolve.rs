@@ -87,7 +87,8 @@ pub(crate) fn open_beneath(root: &Dir, path: &RelPath) -> io::Result<Dir> {
             None => (rest, &[][..]),
             Some(most) => {
                 let slash = most.iter().rposition(|b| *b == b'/');
-                let slash = slash.ok_or_else(|| io::Error::from_raw_os_error(libc::ENAMETOOLONG))?;
+                let slash =
+                    slash.ok_or_else(|| io::Error::from_raw_os_error(libc::ENAMETOOLONG))?;
                 let (piece, after) = rest.split_at(slash);
                 (piece, after.strip_prefix(b"/").unwrap_or(after))
             }

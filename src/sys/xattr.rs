@@ -111,12 +111,7 @@ pub(crate) fn set(of: Of<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
 }
 
 /// Sets, on a condition.
-pub(crate) fn set_if(
-    of: Of<'_>,
-    key: &[u8],
-    value: &[u8],
-    presence: OnPresence,
-) -> io::Result<()> {
+pub(crate) fn set_if(of: Of<'_>, key: &[u8], value: &[u8], presence: OnPresence) -> io::Result<()> {
     let flags = match presence {
         OnPresence::Any => XattrFlags::empty(),
         OnPresence::Create => XattrFlags::CREATE,

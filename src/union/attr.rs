@@ -160,8 +160,7 @@ impl Union {
             None => Ok(None),
             Some(id) => map.host(id).map(Some).ok_or(Code::Invalid),
         };
-        let (uid, gid) =
-            (owner(&self.options.uids, set.uid)?, owner(&self.options.gids, set.gid)?);
+        let (uid, gid) = (owner(&self.options.uids, set.uid)?, owner(&self.options.gids, set.gid)?);
         if let Some(size) = set.size {
             self.truncate(node, size)?;
             if !set.privileged {

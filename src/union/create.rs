@@ -10,12 +10,12 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::attr::{SETGID, SETUID};
 use super::copyup::Data;
 use super::descriptors::OpenFile;
 use super::lookup::{Entry, View};
 use super::node::{Directory, Node, Place};
 use super::{Union, UpperBranch};
-use super::attr::{SETGID, SETUID};
 use crate::layer::entry::{self, Found as Says};
 use crate::layer::{LayerFormat, marks};
 use crate::path::{Name, RelPath};
@@ -33,8 +33,14 @@ pub(crate) enum NewFile {
     Symlink(Vec<u8>),
     Fifo,
     Socket,
-    Char { major: u32, minor: u32 },
-    Block { major: u32, minor: u32 },
+    Char {
+        major: u32,
+        minor: u32,
+    },
+    Block {
+        major: u32,
+        minor: u32,
+    },
 }
 
 /// A file to be made.
@@ -61,15 +67,11 @@ impl Union {
     /// # Errors
     /// EEXIST if there is one of that name; EPERM for a character device 0:0 in a format that has such
     /// for whiteouts; EINVAL for an owner that no file can have here, and for AUFS's own names.
-    pub(crate) fn make(
-        &self,
-        parent: &Arc<Node>,
-        name: &Name,
-        make: &Make,
-    ) -> io::Result<Entry> {
+    pub(crate) fn make(&self, parent: &Arc<Node>, name: &Name, make: &Make) -> io::Result<Entry> {
         let upper = self.writable()?;
         check_name(upper.format, name)?;
-        if make.file == (NewFile::Char { major: 0, minor: 0 }) && upper.format != LayerFormat::Aufs {
+        if make.file == (NewFile::Char { major: 0, minor: 0 }) && upper.format != LayerFormat::Aufs
+        {
             return Err(Code::Perm.into());
         }
         let uid = self.options.uids.host(make.uid).ok_or(Code::Overflow)?;
@@ -89,8 +91,7 @@ impl Union {
                 Made { stat: dir.stat_at(name)?, file: made.file }
             }
         };
-        let directory =
-            made.stat.is_dir().then(|| Directory::new(Vec::new(), RelPath::ROOT));
+        let directory = made.stat.is_dir().then(|| Directory::new(Vec::new(), RelPath::ROOT));
         let node = self.new_node(parent, name, &made.stat, directory);
         if let Some(file) = made.file {
             node.cached.store(true, Ordering::Relaxed);

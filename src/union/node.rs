@@ -235,7 +235,7 @@ impl Directory {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        self.table.node_gone(self.id, self);
+        self.table.node_gone(self);
         if self.cached.load(Ordering::Relaxed) {
             self.table.descriptors.drop_node(self.generation);
         }

@@ -244,7 +244,12 @@ pub(super) fn put_whiteout(
 
 /// Removes a directory from the upper, in which there may be whiteouts; one comes in its place if
 /// lower layers would show something.
-fn take_out_dir(upper: &UpperBranch, dir: &Dir, name: &Name, whiteout: bool) -> io::Result<()> {
+pub(super) fn take_out_dir(
+    upper: &UpperBranch,
+    dir: &Dir,
+    name: &Name,
+    whiteout: bool,
+) -> io::Result<()> {
     let work = upper.work.temp();
     if whiteout && upper.format.xattr_prefix().is_some() {
         let temp = upper.work.new_name()?;

@@ -18,7 +18,7 @@ use super::copyup::Data;
 use super::create::check_name;
 use super::lookup::{Found, View};
 use super::node::{Node, State};
-use super::remove::{lock_names, put_whiteout};
+use super::remove::{lock_names, put_whiteout, take_out_dir};
 use super::{Union, UpperBranch};
 use crate::layer::marks;
 use crate::path::{Name, RelPath};
@@ -158,6 +158,8 @@ impl Union {
         mode: RenameMode,
     ) -> io::Result<Vec<Option<super::node::Link>>> {
         let whiteout = self.shown_below(&from.view, from.name)?.is_some();
+        // What is left of a directory that is replaced, for who still has it open.
+        let mut left = None;
         if let Some((victim, found)) = victim
             && victim.is_dir()
         {
@@ -165,6 +167,7 @@ impl Union {
                 return Err(Code::NotEmpty.into());
             }
             if found.upper.is_some() {
+                left = Some(self.upper_dir(victim)?);
                 self.clear_dir(upper, to, victim)?;
             }
         }
@@ -182,14 +185,7 @@ impl Union {
         };
         let other = victim.map(|(node, _)| node);
         let (mut state, mut victim_state) = lock_states(node, other);
-        let left = match victim {
-            Some((victim, found)) if victim.is_dir() && found.upper.is_some() => {
-                // Not by the victim's state, which is locked: what it shows from now on is empty.
-                Some(Arc::new(to.dir.open_dir(to.name)?))
-            }
-            _ => None,
-        };
-        if let Some(victim) = &victim_node {
+        if let Some(victim) = victim_node.as_ref().filter(|_| !node.is_dir()) {
             self.hold(victim, victim_state.as_deref_mut(), &to.dir, to.name)?;
         }
         self.move_entry(upper, node.is_dir(), from, to, whiteout)?;
@@ -291,12 +287,7 @@ impl Union {
     }
 
     /// Marks a directory before it gets another place, so that it shows there what it shows here.
-    fn prepare_dir(
-        &self,
-        upper: &UpperBranch,
-        node: &Arc<Node>,
-        to: &Side<'_>,
-    ) -> io::Result<()> {
+    fn prepare_dir(&self, upper: &UpperBranch, node: &Arc<Node>, to: &Side<'_>) -> io::Result<()> {
         let (lowers, below) = {
             let state = node.state.lock();
             let below = state.directory.as_ref().map(|d| Arc::clone(&d.below));
@@ -331,14 +322,14 @@ impl Union {
     }
 
     /// Puts an empty directory in the place of one that the union shows as empty.
-    fn clear_dir(
-        &self,
-        upper: &UpperBranch,
-        side: &Side<'_>,
-        node: &Arc<Node>,
-    ) -> io::Result<()> {
+    fn clear_dir(&self, upper: &UpperBranch, side: &Side<'_>, node: &Arc<Node>) -> io::Result<()> {
         if side.dir.open_dir(side.name)?.is_empty()? {
             return Ok(());
+        }
+        if upper.format.xattr_prefix().is_none() {
+            // An opaque directory is never empty there: it goes, and is deleted for the moment.
+            let whiteout = self.shown_below(&side.view, side.name)?.is_some();
+            return take_out_dir(upper, &side.dir, side.name, whiteout);
         }
         umask::set_on_this_thread(0)?;
         let work = upper.work.temp();
@@ -394,4 +385,3 @@ fn lock_states<'a>(
         other => (node.state.lock(), other.map(|other| other.state.lock())),
     }
 }
-

@@ -37,6 +37,8 @@ pub(super) struct Table {
 #[derive(Debug)]
 struct Slot {
     node: Weak<Node>,
+    /// The node's: it tells whether this slot is still that node's when it has been taken apart.
+    generation: u64,
     /// Keeps it while there are lookups.
     held: Option<Arc<Node>>,
     lookups: u64,
@@ -115,7 +117,12 @@ impl Table {
         if let Some(existing) = shard.get(&node.id).and_then(|slot| slot.node.upgrade()) {
             return Err(existing);
         }
-        let slot = Slot { node: Arc::downgrade(node), held: None, lookups: 0 };
+        let slot = Slot {
+            node: Arc::downgrade(node),
+            generation: node.generation,
+            held: None,
+            lookups: 0,
+        };
         shard.insert(node.id, slot);
         Ok(())
     }
@@ -125,7 +132,7 @@ impl Table {
         let Some(shard) = self.shard(node.id) else { return };
         let mut shard = shard.lock();
         if let Some(slot) = shard.get_mut(&node.id)
-            && slot.node.as_ptr() == Arc::as_ptr(node)
+            && slot.generation == node.generation
         {
             slot.lookups = slot.lookups.saturating_add(1);
             if slot.held.is_none() {
@@ -156,11 +163,11 @@ impl Table {
     }
 
     /// A node is about to be freed.
-    pub(super) fn node_gone(&self, id: NodeId, node: &Node) {
-        let Some(shard) = self.shard(id) else { return };
+    pub(super) fn node_gone(&self, node: &Node) {
+        let Some(shard) = self.shard(node.id) else { return };
         let mut shard = shard.lock();
-        if shard.get(&id).is_some_and(|slot| std::ptr::eq(slot.node.as_ptr(), node)) {
-            shard.remove(&id);
+        if shard.get(&node.id).is_some_and(|slot| slot.generation == node.generation) {
+            shard.remove(&node.id);
         }
     }
 

@@ -99,8 +99,8 @@ impl Union {
             if self.options.no_acl {
                 return Err(Code::NotSupported.into());
             }
-            mapped = acl::host(value, &self.options.uids, &self.options.gids)
-                .ok_or(Code::Invalid)?;
+            mapped =
+                acl::host(value, &self.options.uids, &self.options.gids).ok_or(Code::Invalid)?;
             value = &mapped;
         }
         // Told before anything is copied.

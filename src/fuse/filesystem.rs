@@ -1,0 +1,638 @@
+//! The requests of the kernel: each is decoded, is one call of the union, and is answered.
+//!
+//! Opens, closes and flushes of files and directories are answered once with ENOSYS, after which the
+//! kernel does them by itself: it keeps pages and listings, and what it asks for later it asks for by
+//! the number of the file. A panic while a request is served is answered with EIO, and the next one is
+//! served.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags,
+    Generation, INodeNo, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+
+use super::capabilities::Granted;
+use super::convert;
+use super::latch::Latch;
+use super::session::SessionOptions;
+use crate::sys::errno::{self, Code};
+use crate::sys::file::Seek;
+use crate::sys::groups;
+use crate::sys::xattr::OnPresence;
+use crate::union::{
+    Attr, Entry, Listed, Make, NewFile, Node, RenameMode, SetAttr, Union,
+};
+
+/// How long the kernel may rely on what it was told, if for ever: seconds.
+const FOREVER: Duration = Duration::from_secs(1_000_000_000);
+/// The most that one write brings, in bytes.
+pub(super) const MAX_WRITE: u32 = 1 << 20;
+
+/// A union as fuser wants it.
+#[derive(Debug)]
+pub(super) struct UnionFs {
+    union: Arc<Union>,
+    ttl: Duration,
+    writeback: bool,
+    granted: Arc<Granted>,
+    latch: Arc<Latch>,
+}
+
+impl UnionFs {
+    pub(super) fn new(
+        union: Arc<Union>,
+        options: &SessionOptions,
+        granted: Arc<Granted>,
+        latch: Arc<Latch>,
+    ) -> UnionFs {
+        UnionFs {
+            union,
+            ttl: options.timeout.unwrap_or(FOREVER),
+            writeback: options.writeback,
+            granted,
+            latch,
+        }
+    }
+
+    fn node(&self, ino: INodeNo) -> io::Result<Arc<Node>> {
+        self.union.node(ino.0)
+    }
+
+    fn make(
+        &self,
+        request: &Request,
+        (parent, name): (INodeNo, &OsStr),
+        (file, mode, umask): (NewFile, u32, u32),
+    ) -> io::Result<Entry> {
+        let make = Make {
+            file,
+            mode: mode & 0o7777,
+            umask,
+            uid: request.uid(),
+            gid: request.gid(),
+        };
+        self.union.make(&self.node(parent)?, &convert::name(name)?, &make)
+    }
+
+    fn reply_entry(&self, entry: Result<Entry, Errno>, reply: ReplyEntry) {
+        match entry {
+            Ok(entry) => {
+                let attr = convert::attr(&entry.attr);
+                reply.entry(&self.ttl, &attr, Generation(entry.node.generation()));
+            }
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn reply_attr(&self, attr: Result<Attr, Errno>, reply: ReplyAttr) {
+        match attr {
+            Ok(attr) => reply.attr(&self.ttl, &convert::attr(&attr)),
+            Err(e) => reply.error(e),
+        }
+    }
+}
+
+/// Serves a request: its error is made a number, and a panic is caught.
+fn serve<T>(what: &'static str, work: impl FnOnce() -> io::Result<T>) -> Result<T, Errno> {
+    // What the union holds is changed in whole steps, and its locks are released in unwinding.
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(e)) => {
+            tracing::trace!(request = what, error = %e, "refused");
+            Err(Errno::from_i32(errno::number(&e)))
+        }
+        Err(_) => {
+            tracing::error!(request = what, "the server panicked on a request, and goes on");
+            Err(Errno::EIO)
+        }
+    }
+}
+
+fn reply_empty(done: Result<(), Errno>, reply: ReplyEmpty) {
+    match done {
+        Ok(()) => reply.ok(),
+        Err(e) => reply.error(e),
+    }
+}
+
+/// Answers a request for a value of which first only the size is asked.
+fn reply_sized(value: Result<Vec<u8>, Errno>, size: u32, reply: ReplyXattr) {
+    match value {
+        Err(e) => reply.error(e),
+        Ok(value) => match u32::try_from(value.len()) {
+            Ok(len) if size == 0 => reply.size(len),
+            Ok(len) if len <= size => reply.data(&value),
+            _ => reply.error(Errno::ERANGE),
+        },
+    }
+}
+
+impl Filesystem for UnionFs {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        self.granted.negotiate(config, self.writeback);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if self.latch.is_asked_for(parent, name) {
+            return reply.entry(&Duration::ZERO, &Latch::attr(), Generation(0));
+        }
+        let found =
+            serve("lookup", || self.union.lookup(&self.node(parent)?, &convert::name(name)?));
+        match found {
+            Ok(Some(entry)) => self.reply_entry(Ok(entry), reply),
+            Ok(None) => reply.entry(&self.ttl, &convert::no_attr(), Generation(0)),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn forget(&self, _: &Request, ino: INodeNo, lookups: u64) {
+        // Nobody waits for an answer.
+        let _ = serve("forget", || {
+            self.union.forget(ino.0, lookups);
+            Ok(())
+        });
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        if Latch::is(ino) {
+            return reply.attr(&Duration::ZERO, &Latch::attr());
+        }
+        self.reply_attr(serve("getattr", || self.union.attr(&self.node(ino)?)), reply);
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        ctime: Option<SystemTime>,
+        _: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let set = SetAttr {
+            mode: mode.map(|mode| mode & 0o7777),
+            uid,
+            gid,
+            size,
+            atime: convert::set_time(atime),
+            mtime: convert::set_time(mtime),
+            ctime: ctime.is_some(),
+            privileged: request.uid() == 0,
+        };
+        self.reply_attr(serve("setattr", || self.union.set_attr(&self.node(ino)?, &set)), reply);
+    }
+
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        match serve("readlink", || self.union.read_link(&self.node(ino)?)) {
+            Ok(target) => reply.data(&target),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let made = serve("mknod", || {
+            let (major, minor) = convert::decode_device(rdev);
+            let file = NewFile::special(convert::type_of_mode(mode), major, minor);
+            self.make(request, (parent, name), (file.ok_or(Code::Invalid)?, mode, umask))
+        });
+        self.reply_entry(made, reply);
+    }
+
+    fn mkdir(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let made = serve("mkdir", || {
+            self.make(request, (parent, name), (NewFile::Directory, mode, umask))
+        });
+        self.reply_entry(made, reply);
+    }
+
+    fn symlink(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        target: &std::path::Path,
+        reply: ReplyEntry,
+    ) {
+        let made = serve("symlink", || {
+            let file = NewFile::Symlink(target.as_os_str().as_bytes().to_vec());
+            self.make(request, (parent, name), (file, 0o777, 0))
+        });
+        self.reply_entry(made, reply);
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        _: i32,
+        reply: ReplyCreate,
+    ) {
+        let made =
+            serve("create", || self.make(request, (parent, name), (NewFile::Regular, mode, umask)));
+        match made {
+            Ok(entry) => reply.created(
+                &self.ttl,
+                &convert::attr(&entry.attr),
+                Generation(entry.node.generation()),
+                FileHandle(0),
+                FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
+            ),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn link(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        let made = serve("link", || {
+            let (node, parent) = (self.node(ino)?, self.node(new_parent)?);
+            self.union.link(&node, &parent, &convert::name(new_name)?)
+        });
+        self.reply_entry(made, reply);
+    }
+
+    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let done =
+            serve("unlink", || self.union.unlink(&self.node(parent)?, &convert::name(name)?));
+        reply_empty(done, reply);
+    }
+
+    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let done = serve("rmdir", || self.union.rmdir(&self.node(parent)?, &convert::name(name)?));
+        reply_empty(done, reply);
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let done = serve("rename", || {
+            let mode = if flags.is_empty() {
+                RenameMode::Replace
+            } else if flags == RenameFlags::RENAME_NOREPLACE {
+                RenameMode::NoReplace
+            } else if flags == RenameFlags::RENAME_EXCHANGE {
+                RenameMode::Exchange
+            } else if flags == RenameFlags::RENAME_WHITEOUT {
+                RenameMode::Whiteout
+            } else {
+                return Err(Code::Invalid.into());
+            };
+            self.union.rename(
+                &self.node(parent)?,
+                &convert::name(name)?,
+                &self.node(new_parent)?,
+                &convert::name(new_name)?,
+                mode,
+            )
+        });
+        reply_empty(done, reply);
+    }
+
+    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let read = serve("read", || {
+            let size = usize::try_from(size).map_err(|_| Code::Invalid)?;
+            self.union.read(&self.node(ino)?, offset, size)
+        });
+        match read {
+            Ok(data) => reply.data(&data),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        data: &[u8],
+        flags: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let kill = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let written =
+            serve("write", || self.union.write(&self.node(ino)?, offset, data, kill));
+        match written {
+            Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn fsync(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        data_only: bool,
+        reply: ReplyEmpty,
+    ) {
+        let done = serve("fsync", || self.union.sync(&self.node(ino)?, data_only));
+        reply_empty(done, reply);
+    }
+
+    fn fsyncdir(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        data_only: bool,
+        reply: ReplyEmpty,
+    ) {
+        let done = serve("fsyncdir", || self.union.sync(&self.node(ino)?, data_only));
+        reply_empty(done, reply);
+    }
+
+    fn readdir(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let listed = serve("readdir", || {
+            let dir = self.node(ino)?;
+            self.union.list(&dir, offset, |cookie, entry| {
+                let (name, attr) = match &entry {
+                    Listed::Dot => (OsStr::new("."), self.union.attr(&dir)?),
+                    Listed::DotDot(above) => (OsStr::new(".."), self.union.attr(above)?),
+                    Listed::Name(name) => match self.union.lookup(&dir, name)? {
+                        Some(entry) => {
+                            self.union.forget(entry.attr.ino, 1);
+                            (name.as_os_str(), entry.attr)
+                        }
+                        None => return Ok(true),
+                    },
+                };
+                let kind = convert::attr(&attr).kind;
+                Ok(!reply.add(INodeNo(attr.ino), cookie, kind, name))
+            })
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let mut add = |cookie: u64, name: &OsStr, attr: &FileAttr, generation: u64| {
+            let generation = Generation(generation);
+            !reply.add(attr.ino, cookie, name, &self.ttl, attr, generation)
+        };
+        let listed = serve("readdirplus", || {
+            let dir = self.node(ino)?;
+            self.union.list(&dir, offset, |cookie, entry| match &entry {
+                // Of these two the kernel takes the number only, and counts no lookup.
+                Listed::Dot => {
+                    let attr = convert::attr(&self.union.attr(&dir)?);
+                    Ok(add(cookie, OsStr::new("."), &attr, 0))
+                }
+                Listed::DotDot(above) => {
+                    let attr = convert::attr(&self.union.attr(above)?);
+                    Ok(add(cookie, OsStr::new(".."), &attr, 0))
+                }
+                Listed::Name(name) => match self.union.lookup(&dir, name)? {
+                    None => Ok(true),
+                    Some(entry) => {
+                        let attr = convert::attr(&entry.attr);
+                        let generation = entry.node.generation();
+                        let fits = add(cookie, name.as_os_str(), &attr, generation);
+                        if !fits {
+                            self.union.forget(entry.attr.ino, 1);
+                        }
+                        Ok(fits)
+                    }
+                },
+            })
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        match serve("statfs", || self.union.file_system()) {
+            Ok(s) => reply.statfs(
+                s.blocks,
+                s.blocks_free,
+                s.blocks_available,
+                s.files,
+                s.files_free,
+                small(s.block_size),
+                small(s.name_max),
+                small(s.fragment_size),
+            ),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn setxattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        key: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _: u32,
+        reply: ReplyEmpty,
+    ) {
+        let done = serve("setxattr", || {
+            let node = self.node(ino)?;
+            let presence = OnPresence::from_raw(flags).ok_or(Code::Invalid)?;
+            let keep_setgid = request.uid() == 0 || self.is_in_group(request, &node)?;
+            self.union.set_xattr(&node, key.as_bytes(), value, presence, keep_setgid)
+        });
+        reply_empty(done, reply);
+    }
+
+    fn getxattr(&self, _: &Request, ino: INodeNo, key: &OsStr, size: u32, reply: ReplyXattr) {
+        let value = serve("getxattr", || {
+            self.union.xattr(&self.node(ino)?, key.as_bytes())?.ok_or_else(|| Code::NoData.into())
+        });
+        reply_sized(value, size, reply);
+    }
+
+    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let keys = serve("listxattr", || {
+            let mut list = Vec::new();
+            for key in self.union.xattrs(&self.node(ino)?)? {
+                list.extend_from_slice(&key);
+                list.push(0);
+            }
+            Ok(list)
+        });
+        reply_sized(keys, size, reply);
+    }
+
+    fn removexattr(&self, _: &Request, ino: INodeNo, key: &OsStr, reply: ReplyEmpty) {
+        let done =
+            serve("removexattr", || self.union.remove_xattr(&self.node(ino)?, key.as_bytes()));
+        reply_empty(done, reply);
+    }
+
+    fn fallocate(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        len: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let done = serve("fallocate", || {
+            let mode = u32::try_from(mode).map_err(|_| Code::Invalid)?;
+            self.union.allocate(&self.node(ino)?, mode, offset, len)
+        });
+        reply_empty(done, reply);
+    }
+
+    fn lseek(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        // The kernel does not write back first: what it holds would look like a hole.
+        if self.writeback {
+            return reply.error(Errno::ENOSYS);
+        }
+        let found = serve("lseek", || {
+            let what = Seek::from_raw(whence).ok_or(Code::Invalid)?;
+            let offset = u64::try_from(offset).map_err(|_| Code::Invalid)?;
+            let at = self.union.seek(&self.node(ino)?, what, offset)?;
+            i64::try_from(at).map_err(|_| Code::Overflow.into())
+        });
+        match found {
+            Ok(at) => reply.offset(at),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn copy_file_range(
+        &self,
+        request: &Request,
+        from: INodeNo,
+        _: FileHandle,
+        from_offset: u64,
+        to: INodeNo,
+        _: FileHandle,
+        to_offset: u64,
+        len: u64,
+        _: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let copied = serve("copy_file_range", || {
+            let (from, to) = (self.node(from)?, self.node(to)?);
+            // What fits the answer.
+            let len = len.min(1 << 30);
+            let copied = self.union.copy_range(&from, from_offset, &to, to_offset, len)?;
+            if request.uid() != 0 {
+                self.union.set_attr(&to, &SetAttr { privileged: false, ..SetAttr::nothing() })?;
+            }
+            u32::try_from(copied).map_err(|_| Code::Overflow.into())
+        });
+        match copied {
+            Ok(copied) => reply.written(copied),
+            Err(e) => reply.error(e),
+        }
+    }
+}
+
+impl UnionFs {
+    /// Whether who asks is in a file's group, by his own or one of his further groups.
+    fn is_in_group(&self, request: &Request, node: &Arc<Node>) -> io::Result<bool> {
+        let gid = self.union.attr(node)?.gid;
+        if request.gid() == gid {
+            return Ok(true);
+        }
+        // Who has ended meanwhile, or is in another pid namespace, is in none.
+        Ok(groups::supplementary(request.pid()).is_ok_and(|groups| groups.contains(&gid)))
+    }
+}
