@@ -166,7 +166,9 @@ mod tests {
                 UNIX_EPOCH - Duration::new(secs.unsigned_abs(), nanos)
             }
         };
-        for (secs, nanos) in [(0, 0), (5, 7), (-1, 0), (-1, 999_999_999), (-86_400, 5), (1 << 40, 1)] {
+        for (secs, nanos) in
+            [(0, 0), (5, 7), (-1, 0), (-1, 999_999_999), (-86_400, 5), (1 << 40, 1)]
+        {
             assert_eq!(time(from_request(secs, nanos)), Time { secs, nanos }, "{secs} {nanos}");
         }
         assert_eq!(

@@ -27,9 +27,7 @@ use crate::sys::errno::{self, Code};
 use crate::sys::file::Seek;
 use crate::sys::groups;
 use crate::sys::xattr::OnPresence;
-use crate::union::{
-    Attr, Entry, Listed, Make, NewFile, Node, RenameMode, SetAttr, Union,
-};
+use crate::union::{Attr, Entry, Listed, Make, NewFile, Node, RenameMode, SetAttr, Union};
 
 /// How long the kernel may rely on what it was told, if for ever: seconds.
 const FOREVER: Duration = Duration::from_secs(1_000_000_000);
@@ -72,13 +70,8 @@ impl UnionFs {
         (parent, name): (INodeNo, &OsStr),
         (file, mode, umask): (NewFile, u32, u32),
     ) -> io::Result<Entry> {
-        let make = Make {
-            file,
-            mode: mode & 0o7777,
-            umask,
-            uid: request.uid(),
-            gid: request.gid(),
-        };
+        let make =
+            Make { file, mode: mode & 0o7777, umask, uid: request.uid(), gid: request.gid() };
         self.union.make(&self.node(parent)?, &convert::name(name)?, &make)
     }
 
@@ -384,22 +377,14 @@ impl Filesystem for UnionFs {
         reply: ReplyWrite,
     ) {
         let kill = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        let written =
-            serve("write", || self.union.write(&self.node(ino)?, offset, data, kill));
+        let written = serve("write", || self.union.write(&self.node(ino)?, offset, data, kill));
         match written {
             Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)),
             Err(e) => reply.error(e),
         }
     }
 
-    fn fsync(
-        &self,
-        _: &Request,
-        ino: INodeNo,
-        _: FileHandle,
-        data_only: bool,
-        reply: ReplyEmpty,
-    ) {
+    fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, data_only: bool, reply: ReplyEmpty) {
         let done = serve("fsync", || self.union.sync(&self.node(ino)?, data_only));
         reply_empty(done, reply);
     }

@@ -2,6 +2,10 @@
 //!
 //! The only importer of fuser.
 
+mod capabilities;
+mod convert;
+mod filesystem;
+mod latch;
 mod session;
 
 pub(crate) use session::{Session, SessionOptions, Transport};

@@ -1,14 +1,24 @@
 //! A FUSE mount and the threads that serve it.
 
 use std::ffi::OsString;
+use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::error::{Error, ErrorKind, Result};
-use crate::sys::mount::Attributes;
+use fuser::SessionACL;
+
+use super::capabilities::Granted;
+use super::filesystem::UnionFs;
+use super::latch::Latch;
+use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::sys::dir::Dir;
+use crate::sys::fuse::{self, FuseMount};
+use crate::sys::mount::{self, Attributes, Unmount};
+use crate::sys::mountinfo;
 use crate::union::Union;
 
 /// How the kernel is asked for the mount.
@@ -44,46 +54,202 @@ pub(crate) struct SessionOptions {
 /// A mount that this process serves. Dropped, it unmounts.
 #[derive(Debug)]
 pub(crate) struct Session {
-    _private: (),
+    target: PathBuf,
+    transport: Transport,
+    /// The mount's identity: what is unmounted must be this one.
+    ids: mountinfo::MountIds,
+    union: Arc<Union>,
+    granted: Arc<Granted>,
+    server: Option<JoinHandle<io::Result<()>>>,
+    /// At whose closing fusermount3 unmounts.
+    _auto_unmount: Option<OwnedFd>,
 }
 
 impl Session {
     /// Mounts on the directory `target`, of which `dir` is an open descriptor (O_PATH will do), and
     /// serves it on threads of its own. When this returns, the mount answers.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] without /dev/fuse or fusermount3, [`ErrorKind::PermissionDenied`]
+    /// without the right to mount; what the kernel or fusermount3 said is in the text.
     pub(crate) fn mount(
-        _union: Arc<Union>,
-        _dir: &OwnedFd,
+        union: Arc<Union>,
+        dir: &OwnedFd,
         target: &Path,
-        _options: &SessionOptions,
+        options: &SessionOptions,
     ) -> Result<Session> {
-        Err(Error::new(ErrorKind::Unsupported, "FUSE is not built yet").with_path(target))
+        let granted = Arc::new(Granted::default());
+        let latch = Arc::new(Latch::new());
+        let fs =
+            UnionFs::new(Arc::clone(&union), options, Arc::clone(&granted), Arc::clone(&latch));
+        let request = FuseMount {
+            source: &options.source,
+            attributes: options.attributes,
+            allow_other: options.allow_other,
+            options: &options.kernel_options,
+        };
+        let (device, mount, auto_unmount) = match options.transport {
+            Transport::Direct => {
+                let device = fuse::open_device().at("open", "/dev/fuse")?;
+                let mount = fuse::mount_detached(&device, &request).at("mount FUSE on", target)?;
+                (device, Some(mount), None)
+            }
+            Transport::Fusermount => {
+                let (device, socket) =
+                    fuse::mount_by_fusermount(target, &request, options.auto_unmount)
+                        .at("mount FUSE on", target)?;
+                (device, None, socket)
+            }
+        };
+        let served = serve(fs, device, options);
+        let undo = |e: Error| {
+            if options.transport == Transport::Fusermount
+                && let Err(e) = fuse::unmount_by_fusermount(target, true)
+            {
+                tracing::warn!(?target, error = %e, "cannot undo a mount");
+            }
+            e
+        };
+        let server = served.at("serve FUSE on", target).map_err(undo)?;
+        if let Some(mount) = &mount {
+            // Dropping it unmounts, which ends the threads.
+            latch_on(mount, &latch).at("use the new mount on", target)?;
+            mount::attach(mount, dir).at("attach the mount to", target)?;
+        }
+        let opened = mount::open_dir_path(target).at("open the root of the mount", target);
+        let root = opened.map_err(undo)?;
+        if mount.is_none() {
+            latch_on(&root, &latch).at("use the new mount on", target).map_err(undo)?;
+        } else if let Err(e) = mount::make_private(&root) {
+            tracing::debug!(?target, error = %e, "the mount stays as shared as what it is on");
+        }
+        let ids = mountinfo::ids(&root).at("ask for the identity of the mount", target)?;
+        Ok(Session {
+            target: target.to_owned(),
+            transport: options.transport,
+            ids,
+            union,
+            granted,
+            server: Some(server),
+            _auto_unmount: auto_unmount,
+        })
     }
 
     /// The features of the kernel that were asked for, by their names in `linux/fuse.h`, and whether
     /// they were granted.
     pub(crate) fn granted(&self) -> Vec<(&'static str, bool)> {
-        Vec::new()
+        self.granted.features()
     }
 
     /// The root of the mount, opened with O_PATH: for its identity (`mountinfo::ids`). It keeps the
     /// mount busy for as long as it is open.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] if something else is there now.
     pub(crate) fn root(&self) -> Result<OwnedFd> {
-        Err(Error::new(ErrorKind::Unsupported, "FUSE is not built yet"))
+        let root = mount::open_dir_path(&self.target).at("open", &self.target)?;
+        let ids = mountinfo::ids(&root).at("ask for the identity of", &self.target)?;
+        if ids != self.ids {
+            let message = "the mount is not there any more, or something is mounted over it";
+            return Err(Error::new(ErrorKind::NotFound, message).with_path(&self.target));
+        }
+        Ok(root)
     }
 
     /// Whether the threads that serve it have ended, since somebody unmounted it.
     pub(crate) fn has_ended(&self) -> bool {
-        true
+        self.server.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
     /// Waits until somebody has unmounted it, and all that was written is with the layer's file system.
     pub(crate) fn wait(&mut self) -> Result<()> {
-        Ok(())
+        let Some(server) = self.server.take() else { return Ok(()) };
+        let served = server.join().unwrap_or_else(|_| Err(io::Error::other("it panicked")));
+        // Whatever ended it.
+        let closed = self.union.close();
+        served.at("serve the mount on", &self.target)?;
+        closed.at("write to disk the layer of", &self.target)
     }
 
     /// Unmounts, and waits as [`Session::wait`]. A mount that is in use is refused with
-    /// [`ErrorKind::Busy`], or with `detach` leaves the tree at once and ends with its last file.
-    pub(crate) fn unmount(&mut self, _detach: bool) -> Result<()> {
-        Ok(())
+    /// [`ErrorKind::Busy`], or with `detach` leaves the tree at once and ends with its last file: then
+    /// this does not wait.
+    pub(crate) fn unmount(&mut self, detach: bool) -> Result<()> {
+        if !self.has_ended() {
+            let root = self.root()?;
+            // What the kernel still keeps of writes: an error of that is worth more than the unmount.
+            fuse::sync_file_system(&root).at("write back what was written to", &self.target)?;
+            drop(root);
+            self.unmount_now(detach).at("unmount", &self.target)?;
+        }
+        if detach && !self.has_ended() {
+            return Ok(());
+        }
+        self.wait()
     }
+
+    fn unmount_now(&self, detach: bool) -> io::Result<()> {
+        if self.transport == Transport::Fusermount {
+            return fuse::unmount_by_fusermount(&self.target, detach);
+        }
+        let (parent, name) = match (self.target.parent(), self.target.file_name()) {
+            (Some(parent), Some(name)) => (parent, name),
+            _ => (Path::new("/"), std::ffi::OsStr::new(".")),
+        };
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        let parent = mount::open_dir_path(parent)?;
+        let how = if detach { Unmount::Detach } else { Unmount::WhenIdle };
+        mount::unmount(&parent, name, how)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if self.server.is_none() {
+            return;
+        }
+        if !self.has_ended()
+            && let Err(e) = self.root().and_then(|root| {
+                drop(root);
+                self.unmount_now(true).at("unmount", &self.target)
+            })
+        {
+            tracing::error!(target = ?self.target, error = %e, "a dropped mount stays");
+        }
+        // Its threads go on until the last file in it is closed.
+        if self.has_ended()
+            && let Err(e) = self.wait()
+        {
+            tracing::error!(target = ?self.target, error = %e, "a dropped mount did not end well");
+        }
+    }
+}
+
+/// Answers the kernel's first request, and the others on threads.
+fn serve(
+    fs: UnionFs,
+    device: OwnedFd,
+    options: &SessionOptions,
+) -> io::Result<JoinHandle<io::Result<()>>> {
+    let threads = options.threads.map_or_else(
+        || std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 4)),
+        NonZeroUsize::get,
+    );
+    let mut config = fuser::Config::default();
+    config.n_threads = Some(threads);
+    // Who may use the mount is the kernel's to check. fuser's own check would refuse what the kernel
+    // writes back in nobody's name.
+    config.acl = SessionACL::All;
+    let session = fuser::Session::from_fd(fs, device, SessionACL::All, config)?;
+    std::thread::Builder::new().name("stratafs-fuse".to_owned()).spawn(move || session.run())
+}
+
+/// Opens a file and lists a directory, after which the kernel asks about neither any more.
+fn latch_on(root: impl AsFd, latch: &Latch) -> io::Result<()> {
+    let opened = fuse::open_in(&root, latch.name());
+    latch.remove();
+    drop(opened?);
+    let dir = Dir::try_from(fuse::open_in(&root, std::ffi::OsStr::new("."))?)?;
+    dir.entries_once()?;
+    Ok(())
 }

@@ -9,6 +9,7 @@ pub(crate) mod dir;
 pub(crate) mod errno;
 pub(crate) mod file;
 pub(crate) mod fs_features;
+pub(crate) mod fuse;
 pub(crate) mod groups;
 pub(crate) mod lock;
 pub(crate) mod mount;

@@ -1,0 +1,53 @@
+//! What is asked of the kernel when a mount begins, and what it grants.
+//!
+//! Each feature is asked for by itself, since fuser refuses a set of which one is missing. Never asked
+//! for: ATOMIC_O_TRUNC (without opens nobody would tell us to cut the file off), HANDLE_KILLPRIV in its
+//! first version (a GETXATTR for each write), PASSTHROUGH (excludes writeback and opens without us).
+
+use fuser::{InitFlags, KernelConfig};
+use parking_lot::Mutex;
+
+use super::filesystem::MAX_WRITE;
+
+/// The features, by their names in `linux/fuse.h`.
+const FEATURES: [(&str, InitFlags); 11] = [
+    ("FUSE_NO_OPEN_SUPPORT", InitFlags::FUSE_NO_OPEN_SUPPORT),
+    ("FUSE_NO_OPENDIR_SUPPORT", InitFlags::FUSE_NO_OPENDIR_SUPPORT),
+    ("FUSE_HANDLE_KILLPRIV_V2", InitFlags::FUSE_HANDLE_KILLPRIV_V2),
+    ("FUSE_DO_READDIRPLUS", InitFlags::FUSE_DO_READDIRPLUS),
+    ("FUSE_PARALLEL_DIROPS", InitFlags::FUSE_PARALLEL_DIROPS),
+    ("FUSE_CACHE_SYMLINKS", InitFlags::FUSE_CACHE_SYMLINKS),
+    ("FUSE_ASYNC_READ", InitFlags::FUSE_ASYNC_READ),
+    ("FUSE_ASYNC_DIO", InitFlags::FUSE_ASYNC_DIO),
+    ("FUSE_MAX_PAGES", InitFlags::FUSE_MAX_PAGES),
+    ("FUSE_POSIX_ACL", InitFlags::FUSE_POSIX_ACL),
+    ("FUSE_DONT_MASK", InitFlags::FUSE_DONT_MASK),
+];
+const WRITEBACK: (&str, InitFlags) = ("FUSE_WRITEBACK_CACHE", InitFlags::FUSE_WRITEBACK_CACHE);
+
+/// What was asked for, and whether it was granted.
+#[derive(Debug, Default)]
+pub(super) struct Granted {
+    features: Mutex<Vec<(&'static str, bool)>>,
+}
+
+impl Granted {
+    /// Asks for everything.
+    pub(super) fn negotiate(&self, config: &mut KernelConfig, writeback: bool) {
+        let wanted = FEATURES.iter().chain(writeback.then_some(&WRITEBACK));
+        let asked =
+            wanted.map(|(name, flag)| (*name, config.add_capabilities(*flag).is_ok())).collect();
+        *self.features.lock() = asked;
+        // The kernel may allow less, and says how much.
+        if let Err(most) = config.set_max_write(MAX_WRITE) {
+            let _ = config.set_max_write(most);
+        }
+        if let Err(most) = config.set_max_readahead(MAX_WRITE) {
+            let _ = config.set_max_readahead(most);
+        }
+    }
+
+    pub(super) fn features(&self) -> Vec<(&'static str, bool)> {
+        self.features.lock().clone()
+    }
+}
