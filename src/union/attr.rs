@@ -126,7 +126,14 @@ impl Union {
 
     fn link_count(&self, node: &Node, state: &State, stat: &Stat) -> u64 {
         if node.is_dir() {
-            return u64::from(!state.is_dead());
+            let parts = state.lowers().len().saturating_add(usize::from(state.is_upper()));
+            return match parts {
+                _ if state.is_dead() => 0,
+                1 => stat.nlink,
+                // How many directories are in it is not known without a look at all layers. By this
+                // number programs see that they cannot tell from it.
+                _ => 1,
+            };
         }
         let count = match &state.place {
             Place::Lower(_) => stat.nlink.saturating_sub(state.unlinked),

@@ -14,13 +14,14 @@ use super::attr::{SETGID, SETUID};
 use super::copyup::Data;
 use super::descriptors::OpenFile;
 use super::lookup::{Entry, View};
-use super::node::{Directory, Node, Place};
+use super::node::{Directory, Node, Place as NodePlace};
 use super::{Union, UpperBranch};
 use crate::layer::entry::{self, Found as Says};
 use crate::layer::{LayerFormat, marks};
 use crate::path::{Name, RelPath};
 use crate::sys::dir::{Dir, Node as Special, OnExisting};
 use crate::sys::errno::Code;
+use crate::sys::file::Place;
 use crate::sys::stat::{FileType, Stat};
 use crate::sys::umask;
 
@@ -65,25 +66,21 @@ impl Union {
     /// Makes a file, and counts a lookup of it.
     ///
     /// # Errors
-    /// EEXIST if there is one of that name; EPERM for a character device 0:0 in a format that has such
-    /// for whiteouts; EINVAL for an owner that no file can have here, and for AUFS's own names.
+    /// EEXIST if there is one of that name; EOVERFLOW for an owner that no file can have here; EINVAL for
+    /// AUFS's own names.
     pub(crate) fn make(&self, parent: &Arc<Node>, name: &Name, make: &Make) -> io::Result<Entry> {
         let upper = self.writable()?;
         check_name(upper.format, name)?;
-        if make.file == (NewFile::Char { major: 0, minor: 0 }) && upper.format != LayerFormat::Aufs
-        {
-            return Err(Code::Perm.into());
-        }
         let uid = self.options.uids.host(make.uid).ok_or(Code::Overflow)?;
         let gid = self.options.gids.host(make.gid).ok_or(Code::Overflow)?;
         let make = Make { uid, gid, ..make.clone() };
         let _names = parent.names.lock();
         let (view, dir) = self.parent_dir(upper, parent)?;
         let made = match self.ground(upper, &view, &dir, name)? {
-            Ground::Free => make_in(&dir, name, &make)?,
+            Ground::Free => make_in(upper.format, &dir, name, &make)?,
             Ground::Whiteout => {
                 let nursery = upper.work.nursery(&dir)?;
-                let made = make_in(&nursery.dir, name, &make)?;
+                let made = make_in(upper.format, &nursery.dir, name, &make)?;
                 if make.file == NewFile::Directory {
                     marks::make_opaque(upper.format, &nursery.dir.open_dir(name)?)?;
                 }
@@ -131,7 +128,7 @@ impl Union {
         {
             let mut state = node.state.lock();
             state.add_link(parent, name);
-            if let (Place::Linked(_), Some(lower)) = (&state.place, node.lower)
+            if let (NodePlace::Linked(_), Some(lower)) = (&state.place, node.lower)
                 && let Some(linked) = self.links.of(lower)
             {
                 linked.add_name();
@@ -223,8 +220,10 @@ struct Made {
 }
 
 /// Makes a file in a directory; all of it or nothing.
-fn make_in(dir: &Dir, name: &Name, make: &Make) -> io::Result<Made> {
+fn make_in(format: LayerFormat, dir: &Dir, name: &Name, make: &Make) -> io::Result<Made> {
     umask::set_on_this_thread(make.umask)?;
+    let device = make.file == (NewFile::Char { major: 0, minor: 0 });
+    let device = device && format.xattr_prefix().is_some();
     // Not setuid for somebody else, not even for a moment.
     let mode = make.mode & 0o1777;
     let mut file = None;
@@ -234,6 +233,8 @@ fn make_in(dir: &Dir, name: &Name, make: &Make) -> io::Result<Made> {
         NewFile::Symlink(target) => dir.symlink(target, name)?,
         NewFile::Fifo => dir.make_node(name, Special::Fifo, mode)?,
         NewFile::Socket => dir.make_node(name, Special::Socket, mode)?,
+        // A real one would be a whiteout.
+        NewFile::Char { .. } if device => drop(dir.create_file(name, mode)?),
         NewFile::Char { major, minor } => {
             dir.make_node(name, Special::Char { major: *major, minor: *minor }, mode)?;
         }
@@ -241,7 +242,17 @@ fn make_in(dir: &Dir, name: &Name, make: &Make) -> io::Result<Made> {
             dir.make_node(name, Special::Block { major: *major, minor: *minor }, mode)?;
         }
     }
-    match own(dir, name, make) {
+    let owned = own(dir, name, make);
+    let marked = owned.and_then(|stat| {
+        if device {
+            let place = Place::Child(dir, name);
+            Union::set_zero_device_mode(place, Some(format), stat.mode)?;
+            dir.chmod_at(name, 0)?;
+            return dir.stat_at(name);
+        }
+        Ok(stat)
+    });
+    match marked {
         Ok(stat) => Ok(Made { stat, file }),
         Err(e) => {
             let removed = match make.file {
