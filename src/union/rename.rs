@@ -158,21 +158,24 @@ impl Union {
         mode: RenameMode,
     ) -> io::Result<Vec<Option<super::node::Link>>> {
         let whiteout = self.shown_below(&from.view, from.name)?.is_some();
+        if let Some((victim, _)) = victim
+            && victim.is_dir()
+            && !self.is_empty_dir(victim)?
+        {
+            return Err(Code::NotEmpty.into());
+        }
+        if node.is_dir() {
+            self.prepare_dir(upper, node, to)?;
+        }
         // What is left of a directory that is replaced, for who still has it open.
         let mut left = None;
         if let Some((victim, found)) = victim
             && victim.is_dir()
         {
-            if !self.is_empty_dir(victim)? {
-                return Err(Code::NotEmpty.into());
-            }
             if found.upper.is_some() {
                 left = Some(self.upper_dir(victim)?);
                 self.clear_dir(upper, to, victim)?;
             }
-        }
-        if node.is_dir() {
-            self.prepare_dir(upper, node, to)?;
         }
         let marker = match mode {
             RenameMode::Whiteout => Some(self.zero_device(upper)?),
