@@ -12,6 +12,7 @@ pub(crate) mod fs_features;
 pub(crate) mod fuse;
 pub(crate) mod groups;
 pub(crate) mod lock;
+pub(crate) mod memory;
 pub(crate) mod mount;
 pub(crate) mod mountinfo;
 pub(crate) mod remove;

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 
 use super::descriptors::Descriptors;
 use super::node::{Node, NodeId, Real};
+use crate::sys::memory;
 
 /// A power of two.
 const SHARDS: usize = 64;
@@ -21,12 +22,18 @@ const DYNAMIC: NodeId = 1 << 63;
 /// Inode numbers of layers have as many bits; above them is which file system it is.
 const INODE_BITS: u32 = 56;
 
+/// When as many nodes were freed, memory is given back.
+const GIVE_BACK: u64 = 8192;
+
 /// The nodes that are known.
 #[derive(Debug)]
 pub(super) struct Table {
     shards: Vec<Mutex<HashMap<NodeId, Slot>>>,
     generations: AtomicU64,
     dynamic: AtomicU64,
+    /// How many nodes there are, and how many there were at most since memory was given back.
+    live: AtomicU64,
+    peak: AtomicU64,
     /// The file systems of the layers by device number, in the order in which they were met.
     file_systems: Mutex<Vec<u64>>,
     /// Numbers of files that do not follow from their inode number.
@@ -50,6 +57,8 @@ impl Table {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             generations: AtomicU64::new(1),
             dynamic: AtomicU64::new(0),
+            live: AtomicU64::new(0),
+            peak: AtomicU64::new(0),
             file_systems: Mutex::default(),
             others: Mutex::default(),
             descriptors,
@@ -123,7 +132,10 @@ impl Table {
             held: None,
             lookups: 0,
         };
-        shard.insert(node.id, slot);
+        if shard.insert(node.id, slot).is_none() {
+            let live = self.live.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+            self.peak.fetch_max(live, Ordering::Relaxed);
+        }
         Ok(())
     }
 
@@ -168,6 +180,24 @@ impl Table {
         let mut shard = shard.lock();
         if shard.get(&node.id).is_some_and(|slot| slot.generation == node.generation) {
             shard.remove(&node.id);
+            if shard.len().saturating_mul(8) < shard.capacity() {
+                let room = shard.len().saturating_mul(2);
+                shard.shrink_to(room);
+            }
+            drop(shard);
+            self.one_less();
+        }
+    }
+
+    /// Gives memory back when a great part of what was known is forgotten.
+    fn one_less(&self) {
+        let live = self.live.fetch_sub(1, Ordering::Relaxed).saturating_sub(1);
+        let peak = self.peak.load(Ordering::Relaxed);
+        let much = peak.saturating_sub(live) >= GIVE_BACK && live < peak / 2;
+        let order = Ordering::Relaxed;
+        // Only one does it.
+        if much && self.peak.compare_exchange(peak, live, order, order).is_ok() {
+            memory::give_back();
         }
     }
 
