@@ -6,7 +6,8 @@
 //! - `spec`: what a union is made of. `node`, `table`: what is known of files, by number.
 //!   `descriptors`, `backing`: how a node's file is reached. `identity`, `links`: which number a file has.
 //! - `lookup`, `listing`, `attr`, `xattr`, `acl`, `data`: what is read.
-//! - `create`, `remove`, `rename`, `copyup`, `workdir`: what is changed.
+//! - `create`, `remove`, `rename`, `copyup`, `workdir`: what is changed. `settle`: what was renamed is
+//!   made to stand on its own.
 //!
 //! # Invariants
 //!
@@ -40,6 +41,7 @@ mod lookup;
 mod node;
 mod remove;
 mod rename;
+mod settle;
 mod spec;
 mod table;
 mod workdir;
@@ -60,6 +62,7 @@ pub(crate) use listing::Listed;
 pub(crate) use lookup::Entry;
 pub(crate) use node::{Node, NodeId};
 pub(crate) use rename::RenameMode;
+pub(crate) use settle::{Settled, needs_settling, settle};
 pub(crate) use spec::{Lower, SyncPolicy, UnionOptions, UnionSpec, Upper};
 
 use self::descriptors::Descriptors;

@@ -73,9 +73,13 @@ impl Fixture {
     }
 
     fn open(&self) -> Union {
+        Union::open(self.spec()).unwrap()
+    }
+
+    fn spec(&self) -> UnionSpec {
         let dir = |name: &str| Dir::open(self.path(name)).unwrap();
         let lower = |name: &str| Lower { dir: Arc::new(dir(name)), format: self.format };
-        Union::open(UnionSpec {
+        UnionSpec {
             lowers: vec![lower("top"), lower("bottom")],
             upper: Some(Upper {
                 dir: Arc::new(dir("upper")),
@@ -83,8 +87,7 @@ impl Fixture {
                 work: dir("work"),
             }),
             options: self.options.clone(),
-        })
-        .unwrap()
+        }
     }
 
     fn upper_names(&self, dir: &str) -> Vec<String> {
@@ -568,4 +571,86 @@ fn without_an_upper_nothing_changes() {
     read_only(u.set_attr(&a, &SetAttr { mode: Some(0), ..SetAttr::nothing() }).unwrap_err());
     assert_eq!(u.text("a").unwrap(), "bottom/a");
     u.close().unwrap();
+}
+
+#[test]
+fn a_settled_upper_stands_on_its_own() {
+    let f = Fixture::new(LayerFormat::OverlayUser);
+    for file in ["bottom/d/sub/a", "top/d/sub/b", "bottom/d/c", "bottom/d/gone", "bottom/e/hidden"]
+    {
+        f.file(file);
+    }
+    f.file("bottom/d/sub/c2");
+    let u = f.open();
+    u.rm("d/gone").unwrap();
+    u.mv("d/sub", "d/moved", RenameMode::Replace).unwrap();
+    u.write(&u.walk("d/moved/a").unwrap(), 0, b"X", false).unwrap();
+    u.mv("d", "f", RenameMode::Replace).unwrap();
+    u.rm("e/hidden").unwrap();
+    u.rm_dir("e").unwrap();
+    u.mv("f/moved", "e", RenameMode::Replace).unwrap();
+    let mtime = |u: &Union, path: &str| u.attr(&u.walk(path).unwrap()).unwrap().mtime;
+    let times = (mtime(&u, "e"), mtime(&u, "f"), mtime(&u, "e/b"));
+    let expect = |u: &Union| {
+        assert_eq!(
+            (u.ls(""), u.ls("e"), u.ls("f")),
+            (
+                vec!["e".to_owned(), "f".to_owned()],
+                vec!["a".to_owned(), "b".to_owned(), "c2".to_owned()],
+                vec!["c".to_owned()],
+            )
+        );
+        assert_eq!(u.text("e/a").unwrap(), "Xottom/d/sub/a");
+        assert_eq!(u.text("e/b").unwrap(), "top/d/sub/b");
+        assert_eq!((mtime(u, "e"), mtime(u, "f"), mtime(u, "e/b")), times);
+    };
+    expect(&u);
+    drop(u);
+    assert!(needs_settling(&Dir::open(f.path("work")).unwrap()).unwrap());
+    // Stopped at every point, and taken up again.
+    let mut points = 0;
+    loop {
+        let mut left = points;
+        let stopped = settle(f.spec(), &mut |_| {
+            left -= 1;
+            if left < 0 {
+                std::ops::ControlFlow::Break(())
+            } else {
+                std::ops::ControlFlow::Continue(())
+            }
+        });
+        expect(&f.open());
+        match stopped {
+            Err(e) => assert_eq!(e.kind(), ErrorKind::Cancelled),
+            Ok(_) => break,
+        }
+        points += 1;
+    }
+    assert!(points > 5, "{points}");
+    assert!(!needs_settling(&Dir::open(f.path("work")).unwrap()).unwrap());
+    // Without redirects it is the same: every mark that is left says what is deleted.
+    let marks = |path: &str| xattr_keys(&f.path("upper").join(path));
+    assert!(marks("f").iter().all(|key| !key.ends_with(b"redirect") && !key.ends_with(b"opaque")));
+    assert!(marks("e").iter().any(|key| key.ends_with(b"opaque")), "it hides the lower e");
+    assert_eq!(f.upper_names("f"), ["c"]);
+    assert_eq!(f.upper_names("e"), ["a", "b", "c2"]);
+}
+
+#[test]
+fn settling_keeps_hard_links_together() {
+    let f = Fixture::new(LayerFormat::OverlayUser);
+    f.file("bottom/d/a");
+    fs::hard_link(f.path("bottom/d/a"), f.path("bottom/d/b")).unwrap();
+    let u = f.open();
+    u.mv("d", "e", RenameMode::Replace).unwrap();
+    drop(u);
+    let settled = settle(f.spec(), &mut crate::ignore_progress).unwrap();
+    assert_eq!(settled, Settled { directories: 1, copied: 1 });
+    let meta = |path: &str| fs::metadata(f.path("upper").join(path)).unwrap();
+    assert_eq!((meta("e/a").ino(), meta("e/a").nlink()), (meta("e/b").ino(), 2));
+}
+
+fn xattr_keys(path: &Path) -> Vec<Vec<u8>> {
+    use crate::sys::xattr::{self, Of};
+    xattr::list(Of::dir(&Dir::open(path).unwrap())).unwrap()
 }

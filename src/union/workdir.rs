@@ -19,6 +19,19 @@ use crate::sys::remove::remove_tree;
 use crate::sys::umask;
 use crate::sys::xattr::{self, Of};
 
+/// The marker, in `state`, that directories of the upper refer to lower ones.
+const REDIRECTED: &str = "redirected";
+
+/// Whether the union that used `work` has left redirects in its upper.
+pub(super) fn has_redirects(work: &Dir) -> io::Result<bool> {
+    let state = Name::new("state").map_err(io::Error::other)?;
+    let marker = Name::new(REDIRECTED).map_err(io::Error::other)?;
+    match work.open_dir(&state) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        state => Ok(state?.try_stat_at(&marker)?.is_some()),
+    }
+}
+
 /// A union's own directory, for one union at a time.
 #[derive(Debug)]
 pub(super) struct Work {
@@ -78,7 +91,7 @@ impl Work {
 
     /// Notes, before it is done, that directories of the upper refer to lower ones by redirects.
     pub(super) fn note_redirect(&self) -> io::Result<()> {
-        let marker = Name::new("redirected").map_err(io::Error::other)?;
+        let marker = Name::new(REDIRECTED).map_err(io::Error::other)?;
         if self.state.try_stat_at(&marker)?.is_none() {
             self.state.open_or_create(&marker, 0o600)?;
             self.state.sync()?;
@@ -90,6 +103,15 @@ impl Work {
     pub(super) fn new_name(&self) -> io::Result<Name> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         Name::new(number.to_string()).map_err(io::Error::other)
+    }
+
+    /// Notes that no directory of the upper refers to lower ones.
+    pub(super) fn no_redirects(&self) -> io::Result<()> {
+        let marker = Name::new(REDIRECTED).map_err(io::Error::other)?;
+        match self.state.unlink(&marker) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
     }
 
     /// Removes what has been made or taken out.
