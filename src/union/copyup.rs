@@ -9,6 +9,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -54,7 +55,12 @@ impl Union {
         }
         let upper = self.writable()?;
         if node.is_dir() {
-            return self.copy_up_dirs(upper, node);
+            let dead = node.state.lock().is_dead();
+            return if dead {
+                self.copy_up_dead_dir(upper, node)
+            } else {
+                self.copy_up_dirs(upper, node)
+            };
         }
         if let Some((above, _)) = node.link() {
             self.copy_up_dirs(upper, &above)?;
@@ -297,19 +303,9 @@ impl Union {
         if node.state.lock().is_upper() {
             return Ok(());
         }
-        let part = node.state.lock().lowers().first().cloned().ok_or(Code::NoEntry)?;
-        let (dir, format) = (self.lower_dir(&part)?, self.lower(part.layer)?.format);
         let temp = upper.work.new_name()?;
-        umask::set_on_this_thread(0)?;
         let made = (|| {
-            let work = upper.work.temp();
-            work.make_dir(&temp, 0o700)?;
-            // Its name is not used: a directory is reached by its descriptor.
-            let source = Source { dir: &dir, name: &temp, format, stat: dir.stat()? };
-            let from = file::Place::Open(std::os::fd::AsFd::as_fd(&*dir));
-            let to = file::Place::Child(work, &temp);
-            self.copy_attributes(&source, from, upper.format, to)?;
-            let real = Real::from(&work.stat_at(&temp)?);
+            let real = self.make_dir_copy(upper, node, &temp)?;
             let number = Self::own_key(upper.format, "origin").is_none();
             self.publish_at_its_name(upper, node, &temp, |_| {
                 node.set_upper(real);
@@ -322,5 +318,53 @@ impl Union {
             upper.work.discard(&temp);
         }
         made
+    }
+
+    /// Makes the copy of a directory, without what is in it.
+    fn make_dir_copy(
+        &self,
+        upper: &UpperBranch,
+        node: &Arc<Node>,
+        temp: &Name,
+    ) -> io::Result<Real> {
+        let part = node.state.lock().lowers().first().cloned().ok_or(Code::NoEntry)?;
+        let (dir, format) = (self.lower_dir(&part)?, self.lower(part.layer)?.format);
+        umask::set_on_this_thread(0)?;
+        let work = upper.work.temp();
+        work.make_dir(temp, 0o700)?;
+        // The name is not used: a directory is reached by its descriptor.
+        let source = Source { dir: &dir, name: temp, format, stat: dir.stat()? };
+        let from = file::Place::Open(dir.as_fd());
+        self.copy_attributes(&source, from, upper.format, file::Place::Child(work, temp))?;
+        Ok(Real::from(&work.stat_at(temp)?))
+    }
+
+    /// Gives a directory that was removed, and is still open, a copy without a name.
+    fn copy_up_dead_dir(&self, upper: &UpperBranch, node: &Arc<Node>) -> io::Result<()> {
+        let _copying = node.copying.lock();
+        if node.state.lock().is_upper() {
+            return Ok(());
+        }
+        let temp = upper.work.new_name()?;
+        let made = self.make_dir_copy(upper, node, &temp).and_then(|real| {
+            let dir = upper.work.temp().open_dir(&temp)?;
+            upper.work.temp().remove_dir(&temp)?;
+            Ok((real, dir))
+        });
+        let (real, dir) = match made {
+            Ok(made) => made,
+            Err(e) => {
+                upper.work.discard(&temp);
+                return Err(e);
+            }
+        };
+        let mut state = node.state.lock();
+        state.place = Place::Upper;
+        if let Some(directory) = state.directory.as_mut() {
+            directory.dead = Some(Some(Arc::new(dir)));
+        }
+        state.touch();
+        node.set_upper(real);
+        Ok(())
     }
 }

@@ -254,9 +254,12 @@ pub(super) fn take_out_dir(
     if whiteout && upper.format.xattr_prefix().is_some() {
         let temp = upper.work.new_name()?;
         marks::make_whiteout(upper.format, work, &temp)?;
-        let exchanged = work.exchange(&temp, dir, name);
-        upper.work.discard(&temp);
-        return exchanged;
+        if let Err(e) = work.exchange(&temp, dir, name) {
+            upper.work.discard(&temp);
+            return Err(e);
+        }
+        upper.work.discard_dir(&temp);
+        return Ok(());
     }
     if whiteout {
         marks::make_whiteout(upper.format, dir, name)?;
@@ -265,7 +268,7 @@ pub(super) fn take_out_dir(
         Err(e) if Code::NotEmpty.is(&e) => {
             let temp = upper.work.new_name()?;
             dir.rename(name, work, &temp, OnExisting::Fail)?;
-            upper.work.discard(&temp);
+            upper.work.discard_dir(&temp);
             Ok(())
         }
         removed => removed,

@@ -347,7 +347,7 @@ impl Union {
             place.chmod(stat.mode)?;
             work.exchange(&temp, &side.dir, side.name)
         })();
-        upper.work.discard(&temp);
+        upper.work.discard_dir(&temp);
         made?;
         // Its descriptor is of the one that was taken out.
         self.table.descriptors.drop_node(node.generation);

@@ -654,3 +654,27 @@ fn xattr_keys(path: &Path) -> Vec<Vec<u8>> {
     use crate::sys::xattr::{self, Of};
     xattr::list(Of::dir(&Dir::open(path).unwrap())).unwrap()
 }
+
+#[test]
+fn a_removed_directory_that_is_open_can_be_changed() {
+    let f = Fixture::new(LayerFormat::OverlayUser);
+    for dir in ["bottom/low", "bottom/up"] {
+        fs::create_dir(f.path(dir)).unwrap();
+        fs::set_permissions(f.path(dir), fs::Permissions::from_mode(0o555)).unwrap();
+    }
+    let u = f.open();
+    let (low, up) = (u.walk("low").unwrap(), u.walk("up").unwrap());
+    let set = |mode| SetAttr { mode: Some(mode), ..SetAttr::nothing() };
+    u.set_attr(&up, &set(0o511)).unwrap();
+    u.rm_dir("low").unwrap();
+    u.rm_dir("up").unwrap();
+    let mode = |node| u.attr(node).map(|attr| (attr.mode, attr.nlink)).unwrap();
+    assert_eq!((mode(&low), mode(&up)), ((0o555, 0), (0o511, 0)));
+    for node in [&low, &up] {
+        u.set_attr(node, &set(0o1700)).unwrap();
+        u.set_xattr(node, b"user.k", b"v", OnPresence::Any, true).unwrap();
+        assert_eq!(mode(node), (0o1700, 0));
+        assert!(u.lookup(node, &name("x")).is_err());
+    }
+    assert_eq!(u.ls(""), Vec::<String>::new());
+}

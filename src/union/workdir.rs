@@ -15,6 +15,7 @@ use super::attr::SETGID;
 use crate::error::{IoContext, Result};
 use crate::path::Name;
 use crate::sys::dir::{Dir, fchmod, fchown};
+use crate::sys::errno::Code;
 use crate::sys::remove::remove_tree;
 use crate::sys::umask;
 use crate::sys::xattr::{self, Of};
@@ -122,6 +123,26 @@ impl Work {
         }
     }
 
+    /// Removes a directory that has been taken out, in which there are at most marks. Whoever has it open
+    /// sees its attributes unchanged.
+    pub(super) fn discard_dir(&self, name: &Name) {
+        let remove = || -> io::Result<()> {
+            match self.temp.remove_dir(name) {
+                Err(e) if Code::NotEmpty.is(&e) => {}
+                removed => return removed,
+            }
+            let dir = self.temp.open_dir(name)?;
+            for entry in dir.entries()? {
+                dir.unlink(&entry.name)?;
+            }
+            self.temp.remove_dir(name)
+        };
+        if let Err(e) = remove() {
+            tracing::debug!(?name, error = %e, "a directory that was removed has more in it than marks");
+            self.discard(name);
+        }
+    }
+
     /// A directory that hands down what `like` does: its group, and its default access rights.
     pub(super) fn nursery(&self, like: &Dir) -> io::Result<Nursery<'_>> {
         umask::set_on_this_thread(0)?;
@@ -146,9 +167,8 @@ impl Work {
             xattr::set(Of::dir(&nursery.dir), acl::DEFAULT, &default)?;
         } else {
             // Inherited from the work directory.
-            xattr::remove(Of::dir(&nursery.dir), acl::DEFAULT).or_else(|e| {
-                if crate::sys::errno::Code::NotSupported.is(&e) { Ok(()) } else { Err(e) }
-            })?;
+            xattr::remove(Of::dir(&nursery.dir), acl::DEFAULT)
+                .or_else(|e| if Code::NotSupported.is(&e) { Ok(()) } else { Err(e) })?;
         }
         Ok(nursery)
     }
