@@ -18,7 +18,7 @@ use super::node::{Directory, Node, Place as NodePlace};
 use super::{Union, UpperBranch};
 use crate::layer::entry::{self, Found as Says};
 use crate::layer::{LayerFormat, marks};
-use crate::path::{Name, RelPath};
+use crate::path::{NAME_MAX, Name, RelPath};
 use crate::sys::dir::{Dir, Node as Special, OnExisting};
 use crate::sys::errno::Code;
 use crate::sys::file::Place;
@@ -187,10 +187,13 @@ pub(super) fn check_name(format: LayerFormat, name: &Name) -> io::Result<()> {
     if name.as_bytes().starts_with(marks::WHITEOUT_PREFIX) {
         return Err(Code::Invalid.into());
     }
-    if marks::whiteout_name(name).is_none() {
-        return Err(Code::NameTooLong.into());
-    }
-    Ok(())
+    if is_too_long(format, name) { Err(Code::NameTooLong.into()) } else { Ok(()) }
+}
+
+/// Whether the whiteout of this name would be longer than names can be.
+pub(super) fn is_too_long(format: LayerFormat, name: &Name) -> bool {
+    let most = NAME_MAX.saturating_sub(marks::WHITEOUT_PREFIX.len());
+    format == LayerFormat::Aufs && name.as_bytes().len() > most
 }
 
 /// Moves what was made beside to the place of a whiteout.

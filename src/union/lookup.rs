@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::Union;
 use super::attr::Attr;
+use super::create::is_too_long;
 use super::identity::Identified;
 use super::node::{LowerPlace, Node, Part, State};
 use crate::layer::LayerFormat;
@@ -58,10 +59,15 @@ impl Union {
     /// Looks a name up; a lookup is counted of what is found.
     ///
     /// # Errors
-    /// ENOTDIR if `parent` is none, and those of the layers' file systems.
+    /// ENOTDIR if `parent` is none; ENAMETOOLONG for what no file can be called here; and those of the
+    /// layers' file systems.
     pub(crate) fn lookup(&self, parent: &Arc<Node>, name: &Name) -> io::Result<Option<Entry>> {
         match self.resolve(parent, name)? {
-            None => Ok(None),
+            None => match &self.upper {
+                // Not only absent: it can never be there.
+                Some(upper) if is_too_long(upper.format, name) => Err(Code::NameTooLong.into()),
+                _ => Ok(None),
+            },
             Some(node) => self.entry(node).map(Some),
         }
     }
