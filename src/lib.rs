@@ -132,6 +132,8 @@ pub use archive::{ListedEntry, list_archive};
 pub use changes::{Change, ChangeKind};
 pub use compression::Compression;
 pub use digest::{ChainId, DiffId, Digest};
+#[cfg(feature = "fuse")]
+pub use driver::FuseDriver;
 #[doc(hidden)]
 pub use driver::Rung;
 pub use driver::{

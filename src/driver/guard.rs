@@ -8,7 +8,7 @@ use super::identity::{MountIdentity, MountState, NamespaceId};
 use super::target::MountPoint;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::sys::mount::{self as sys, Refusal, Unmount};
-use crate::sys::mountinfo;
+use crate::sys::{fs_features, fuse, mountinfo};
 
 /// What an engine keeps of a mount that it made.
 pub(super) trait ActiveMount: fmt::Debug + Send + Sync {
@@ -19,7 +19,15 @@ pub(super) trait ActiveMount: fmt::Debug + Send + Sync {
     fn unmount(&mut self, how: Unmount) -> Result<()>;
     /// Lets it stay when the guard, and perhaps the process, is gone.
     fn leave(self: Box<Self>) -> Result<MountIdentity>;
+    /// Lets go of what was held for a mount that is out of the tree, as soon as nothing can be written
+    /// through it any more.
+    fn release(self: Box<Self>, held: Held) {
+        drop(held);
+    }
 }
+
+/// What a guard keeps.
+pub(super) type Held = Vec<Box<dyn Any + Send + Sync>>;
 
 /// Who sees a mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -51,7 +59,7 @@ pub struct Guard {
     target: PathBuf,
     identity: MountIdentity,
     /// Dropped only after the mount is gone.
-    held: Vec<Box<dyn Any + Send + Sync>>,
+    held: Held,
 }
 
 impl fmt::Debug for Guard {
@@ -123,8 +131,9 @@ impl Guard {
         if let Some(mount) = &mut self.mount {
             mount.unmount(Unmount::WhenIdle)?;
         }
-        self.mount = None;
-        self.held.clear();
+        if let Some(mount) = self.mount.take() {
+            mount.release(std::mem::take(&mut self.held));
+        }
         Ok(())
     }
 
@@ -145,7 +154,7 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        let Some(mount) = &mut self.mount else { return };
+        let Some(mut mount) = self.mount.take() else { return };
         let mut done = mount.unmount(Unmount::WhenIdle);
         if let Err(e) = &done
             && e.kind() == ErrorKind::Busy
@@ -156,7 +165,36 @@ impl Drop for Guard {
         if let Err(e) = done {
             tracing::error!("a mount stays: {e}");
         }
+        mount.release(std::mem::take(&mut self.held));
     }
+}
+
+/// Whether a mount is there to be unmounted; false if it is gone.
+///
+/// # Errors
+/// [`ErrorKind::Busy`] if another mount lies over it; [`ErrorKind::FailedPrecondition`] if it is in
+/// another mount namespace.
+pub(super) fn is_topmost(point: &MountPoint, identity: &MountIdentity) -> Result<bool> {
+    let path = point.path();
+    match identity.state(path)? {
+        MountState::Gone => return Ok(false),
+        MountState::OtherNamespace => {
+            return Err(Error::new(
+                ErrorKind::FailedPrecondition,
+                "cannot unmount from another mount namespace",
+            )
+            .with_path(path));
+        }
+        MountState::Mounted | MountState::Unknown => {}
+    }
+    if !identity.is(point.topmost().at("look at mount", path)?) {
+        return Err(Error::new(
+            ErrorKind::Busy,
+            "another mount lies over the one to be unmounted; unmount that one first from",
+        )
+        .with_path(path));
+    }
+    Ok(true)
 }
 
 /// A mount that the kernel alone keeps.
@@ -186,25 +224,8 @@ impl ActiveMount for KernelMount {
     }
 
     fn unmount(&mut self, how: Unmount) -> Result<()> {
-        let path = self.point.path();
-        match self.identity.state(path)? {
-            MountState::Gone => return Ok(()),
-            MountState::OtherNamespace => {
-                return Err(Error::new(
-                    ErrorKind::FailedPrecondition,
-                    "cannot unmount from another mount namespace",
-                )
-                .with_path(path));
-            }
-            MountState::Mounted | MountState::Unknown => {}
-        }
-        let topmost = self.point.topmost().at("look at mount", path)?;
-        if !self.identity.is(topmost) {
-            return Err(Error::new(
-                ErrorKind::Busy,
-                "another mount lies over the one to be unmounted; unmount that one first from",
-            )
-            .with_path(path));
+        if !is_topmost(&self.point, &self.identity)? {
+            return Ok(());
         }
         unmount(&self.point, how)
     }
@@ -294,7 +315,14 @@ pub fn unmount_at(target: &Path, expect: Option<&MountIdentity>) -> Result<()> {
 }
 
 fn unmount(point: &MountPoint, how: Unmount) -> Result<()> {
-    point.unmount(how).map_err(|e| {
+    let done = match point.unmount(how) {
+        Err(e) if Refusal::of(&e) == Refusal::NotPermitted && is_fuse(point) => {
+            // It may have been made by it, too.
+            fuse::unmount_by_fusermount(point.path(), how == Unmount::Detach)
+        }
+        done => done,
+    };
+    done.map_err(|e| {
         let remedy = match Refusal::of(&e) {
             Refusal::Busy => {
                 Some("files in it are in use; end the processes that `fuser -m` lists")
@@ -310,6 +338,11 @@ fn unmount(point: &MountPoint, how: Unmount) -> Result<()> {
             None => error,
         }
     })
+}
+
+fn is_fuse(point: &MountPoint) -> bool {
+    let name = point.open_topmost().and_then(fs_features::file_system_name);
+    name.is_ok_and(|name| name == "fuse")
 }
 
 #[cfg(test)]

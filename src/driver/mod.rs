@@ -4,8 +4,8 @@
 //! ways: with [`Mount`]s, plain data that anybody may carry out, as containerd's snapshotters do; or
 //! by mounting it and giving a [`Guard`], which unmounts when it is dropped.
 //!
-//! The engines are [`OverlayDriver`], the kernel's overlayfs, and [`CopyDriver`], which needs nothing
-//! of the kernel and copies everything.
+//! The engines are [`OverlayDriver`], the kernel's overlayfs; `FuseDriver`, this crate's own union over
+//! FUSE; and [`CopyDriver`], which needs nothing of the kernel and copies everything.
 
 mod bind;
 mod copy;
@@ -14,7 +14,10 @@ mod identity;
 mod mounts;
 mod overlay;
 mod probe;
+mod room;
 mod target;
+#[cfg(feature = "fuse")]
+mod union;
 
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
@@ -25,14 +28,24 @@ pub use identity::{MountIdentity, MountState, NamespaceId};
 pub use mounts::{Mount, Restrictions};
 pub use overlay::{MAX_LAYERS, OverlayDriver, Rung};
 pub use probe::{Feature, Probe, ProbeTarget};
+#[cfg(feature = "fuse")]
+pub use union::FuseDriver;
 
 pub(crate) use target::is_mount_point;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::LayerFormat;
+use crate::path::Name;
 
 mod sealed {
     pub trait Sealed {}
+}
+
+/// The name, in the work directory of a writable layer, of the directory that is the union's own: all
+/// else there is the kernel's. What the union keeps in it tells whether the layer is settled, also where
+/// there is no FUSE.
+pub(crate) fn own_work() -> Result<Name> {
+    Name::new("stratafs")
 }
 
 /// The two directories of a writable layer.
@@ -40,7 +53,7 @@ mod sealed {
 pub struct UpperDir {
     /// The layer itself: everything that is changed or deleted goes here.
     pub dir: PathBuf,
-    /// An empty directory of the engine's own, on the same mount as `dir` and not inside it.
+    /// An empty directory of the engines' own, on the same mount as `dir` and not inside it.
     pub work: PathBuf,
 }
 

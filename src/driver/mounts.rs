@@ -70,22 +70,36 @@ pub enum Mount {
         /// What the mount forbids.
         restrictions: Restrictions,
     },
+    /// The union of this crate over FUSE, which the program `stratafs-fuse` mounts and serves; mount(8)
+    /// finds it by the type.
+    Fuse {
+        /// The read-only layers, the topmost first.
+        lower: Vec<PathBuf>,
+        /// The writable layer.
+        upper: Option<UpperDir>,
+        /// The other options, such as `format=overlay-user`.
+        options: Vec<String>,
+        /// What the mount forbids.
+        restrictions: Restrictions,
+    },
 }
 
 impl Mount {
-    /// The type, as mount(2) and mount(8) take it: `bind` or `overlay`.
+    /// The type, as mount(2) and mount(8) take it: `bind`, `overlay` or `fuse.stratafs-fuse`.
     pub fn fstype(&self) -> &'static str {
         match self {
             Mount::Bind { .. } => "bind",
             Mount::Overlay { .. } => "overlay",
+            Mount::Fuse { .. } => "fuse.stratafs-fuse",
         }
     }
 
-    /// The source: the directory of a bind mount, else the word `overlay`.
+    /// The source: the directory of a bind mount, else the word `overlay` or `stratafs`.
     pub fn source(&self) -> &Path {
         match self {
             Mount::Bind { source, .. } => source,
             Mount::Overlay { .. } => Path::new("overlay"),
+            Mount::Fuse { .. } => Path::new("stratafs"),
         }
     }
 
@@ -107,27 +121,44 @@ impl Mount {
                 std::iter::once("bind".into()).chain(restrictions.words()).collect()
             }
             Mount::Overlay { lower, upper, options, restrictions } => {
-                let mut lowerdir = b"lowerdir=".to_vec();
-                for (i, layer) in lower.iter().enumerate() {
-                    if i > 0 {
-                        lowerdir.push(b':');
-                    }
-                    escape(layer.as_os_str(), b"\\,:", &mut lowerdir);
-                }
-                let mut all = vec![OsString::from_vec(lowerdir)];
-                if let Some(upper) = upper {
-                    for (key, dir) in [("upperdir=", &upper.dir), ("workdir=", &upper.work)] {
-                        let mut option = key.as_bytes().to_vec();
-                        escape(dir.as_os_str(), b"\\,", &mut option);
-                        all.push(OsString::from_vec(option));
-                    }
-                }
-                all.extend(options.iter().map(OsString::from));
+                let mut all = union(lower, upper.as_ref(), options);
                 all.extend(restrictions.words());
+                all
+            }
+            Mount::Fuse { lower, upper, options, restrictions } => {
+                let mut all = union(lower, upper.as_ref(), options);
+                all.extend(restrictions.words());
+                // FUSE mounts forbid both unless told otherwise.
+                let allowed = [(restrictions.nosuid, "suid"), (restrictions.nodev, "dev")];
+                all.extend(allowed.iter().filter(|(no, _)| !no).map(|(_, word)| word.into()));
                 all
             }
         }
     }
+}
+
+/// The options that name layers, and the others.
+fn union(lower: &[PathBuf], upper: Option<&UpperDir>, options: &[String]) -> Vec<OsString> {
+    let mut all = Vec::new();
+    if !lower.is_empty() {
+        let mut lowerdir = b"lowerdir=".to_vec();
+        for (i, layer) in lower.iter().enumerate() {
+            if i > 0 {
+                lowerdir.push(b':');
+            }
+            escape(layer.as_os_str(), b"\\,:", &mut lowerdir);
+        }
+        all.push(OsString::from_vec(lowerdir));
+    }
+    if let Some(upper) = upper {
+        for (key, dir) in [("upperdir=", &upper.dir), ("workdir=", &upper.work)] {
+            let mut option = key.as_bytes().to_vec();
+            escape(dir.as_os_str(), b"\\,", &mut option);
+            all.push(OsString::from_vec(option));
+        }
+    }
+    all.extend(options.iter().map(OsString::from));
+    all
 }
 
 fn escape(path: &OsStr, special: &[u8], out: &mut Vec<u8>) {
@@ -162,5 +193,13 @@ mod tests {
                 "nodev"
             ]
         );
+        let mount = Mount::Fuse {
+            lower: Vec::new(),
+            upper: Some(UpperDir { dir: "/u,".into(), work: "/w".into() }),
+            options: vec!["format=aufs".to_owned()],
+            restrictions: Restrictions { nodev: true, ..Restrictions::default() },
+        };
+        let words = [r"upperdir=/u\,", "workdir=/w", "format=aufs", "rw", "nodev", "suid"];
+        assert_eq!(mount.options(), words);
     }
 }

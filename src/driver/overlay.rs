@@ -113,11 +113,10 @@ fn options(request: &MountRequest) -> Vec<String> {
     options
 }
 
-/// In a user namespace the kernel mounts layers of trusted marks, and does not see the marks.
-fn refuse_unreadable_marks(mount: &Mount, format: LayerFormat) -> Result<()> {
-    let is_union = matches!(mount, Mount::Overlay { .. });
-    if is_union
-        && format == LayerFormat::OverlayTrusted
+/// In a user namespace marks of the trusted format are not seen: the kernel mounts such layers
+/// nevertheless.
+pub(super) fn refuse_unreadable_marks(format: LayerFormat) -> Result<()> {
+    if format == LayerFormat::OverlayTrusted
         && !userns::is_initial().at("identify the user namespace", "/proc/self/ns/user")?
     {
         return Err(Error::new(
@@ -150,7 +149,9 @@ impl Driver for OverlayDriver {
 
     fn activate(&self, request: &MountRequest, target: &Path) -> Result<Guard> {
         let mount = self.plan(request)?;
-        refuse_unreadable_marks(&mount, request.format)?;
+        if matches!(mount, Mount::Overlay { .. }) {
+            refuse_unreadable_marks(request.format)?;
+        }
         let target = Target::open(target)?;
         let root = match &mount {
             Mount::Bind { source, restrictions } => bind::mount(source, *restrictions, &target)?,
@@ -163,6 +164,7 @@ impl Driver for OverlayDriver {
                 };
                 self.ladder.mount(&plan, &target)?
             }
+            Mount::Fuse { .. } => return Err(Error::new(ErrorKind::Unsupported, "not an overlay")),
         };
         let identity = mountinfo::ids(&root)
             .at("identify the mount on", target.path())

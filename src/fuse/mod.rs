@@ -7,5 +7,7 @@ mod convert;
 mod filesystem;
 mod latch;
 mod session;
+mod view;
 
 pub(crate) use session::{Session, SessionOptions, Transport};
+pub(crate) use view::{View, ViewUpper};

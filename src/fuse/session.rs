@@ -78,6 +78,17 @@ impl Session {
         target: &Path,
         options: &SessionOptions,
     ) -> Result<Session> {
+        Session::mount_until(union, dir, target, options, None)
+    }
+
+    /// As [`Session::mount`]; `until_end` is closed when the mount has ended, and its threads with it.
+    pub(crate) fn mount_until(
+        union: Arc<Union>,
+        dir: &OwnedFd,
+        target: &Path,
+        options: &SessionOptions,
+        until_end: Option<OwnedFd>,
+    ) -> Result<Session> {
         let granted = Arc::new(Granted::default());
         let latch = Arc::new(Latch::new());
         let fs =
@@ -101,7 +112,7 @@ impl Session {
                 (device, None, socket)
             }
         };
-        let served = serve(fs, device, options);
+        let served = serve(fs, device, options, until_end);
         let undo = |e: Error| {
             if options.transport == Transport::Fusermount
                 && let Err(e) = fuse::unmount_by_fusermount(target, true)
@@ -174,18 +185,29 @@ impl Session {
     /// Unmounts, and waits as [`Session::wait`]. A mount that is in use is refused with
     /// [`ErrorKind::Busy`], or with `detach` leaves the tree at once and ends with its last file: then
     /// this does not wait.
+    ///
+    /// # Errors
+    /// Besides, those of writing back what the kernel still kept: then the mount stays, but with
+    /// `detach` it goes nevertheless.
     pub(crate) fn unmount(&mut self, detach: bool) -> Result<()> {
+        let mut kept = Ok(());
         if !self.has_ended() {
             let root = self.root()?;
-            // What the kernel still keeps of writes: an error of that is worth more than the unmount.
-            fuse::sync_file_system(&root).at("write back what was written to", &self.target)?;
+            kept = match fuse::sync_file_system(&root) {
+                // Its root may not be opened by us: unmounting writes back, too, but does not tell.
+                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+                synced => synced.at("write back what was written to", &self.target),
+            };
             drop(root);
+            if !detach {
+                std::mem::replace(&mut kept, Ok(()))?;
+            }
             self.unmount_now(detach).at("unmount", &self.target)?;
         }
         if detach && !self.has_ended() {
-            return Ok(());
+            return kept;
         }
-        self.wait()
+        self.wait().and(kept)
     }
 
     fn unmount_now(&self, detach: bool) -> io::Result<()> {
@@ -230,6 +252,7 @@ fn serve(
     fs: UnionFs,
     device: OwnedFd,
     options: &SessionOptions,
+    until_end: Option<OwnedFd>,
 ) -> io::Result<JoinHandle<io::Result<()>>> {
     let threads = options.threads.map_or_else(
         || std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 4)),
@@ -241,7 +264,11 @@ fn serve(
     // writes back in nobody's name.
     config.acl = SessionACL::All;
     let session = fuser::Session::from_fd(fs, device, SessionACL::All, config)?;
-    std::thread::Builder::new().name("stratafs-fuse".to_owned()).spawn(move || session.run())
+    std::thread::Builder::new().name("stratafs-fuse".to_owned()).spawn(move || {
+        let ran = session.run();
+        drop(until_end);
+        ran
+    })
 }
 
 /// Opens a file and lists a directory, after which the kernel asks about neither any more.

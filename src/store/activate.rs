@@ -199,7 +199,18 @@ impl Store {
         let path = self.row_path(row.id)?;
         let drivers = self.drivers_for(&row)?;
         let last = drivers.len().saturating_sub(1);
+        // Of the first driver that could if it were allowed to.
+        let mut forbidden: Option<(&str, Error)> = None;
         for (i, driver) in drivers.into_iter().enumerate() {
+            if i == last
+                && i > 0
+                && let Some((name, e)) = forbidden.take()
+            {
+                return Err(e.context(format!(
+                    "the driver {name} may not mount; a copy needs no mount: activate {key:?} in place \
+                     (`stratafs mount KEY`, without a directory)"
+                )));
+            }
             let show = || {
                 driver.may_show(request, shown)?;
                 let stop = &mut ignore_progress;
@@ -215,15 +226,12 @@ impl Store {
                 }
                 Err(e) if i < last && e.kind() == ErrorKind::Unsupported => {
                     if shown == Shown::Mounted {
-                        tracing::warn!("copying, since {} does not work: {e}", driver.name());
+                        tracing::warn!("the driver {} does not work: {e}", driver.name());
                     }
                 }
                 Err(e) if i < last && e.kind() == ErrorKind::PermissionDenied => {
-                    return Err(e.context(format!(
-                        "the driver {} may not mount; a copy needs no mount: activate {key:?} in \
-                         place (`stratafs mount KEY`, without a directory)",
-                        driver.name()
-                    )));
+                    tracing::debug!("the driver {} may not: {e}", driver.name());
+                    forbidden.get_or_insert((driver.name(), e));
                 }
                 Err(e) => return Err(e),
             }
@@ -258,29 +266,33 @@ impl Store {
     /// The driver whose mounts are given to others: the first that they could mount.
     pub(super) fn driver_for(&self, row: &Row, request: &MountRequest) -> Result<&dyn Driver> {
         let drivers = self.drivers_for(row)?;
-        let (first, last) = match (drivers.first(), drivers.last()) {
-            (Some(first), Some(last)) => (*first, *last),
-            _ => return Err(Error::new(ErrorKind::Unsupported, "there is no driver")),
+        let Some((last, others)) = drivers.split_last() else {
+            return Err(Error::new(ErrorKind::Unsupported, "there is no driver"));
         };
-        if drivers.len() == 1 {
-            return Ok(first);
+        if others.is_empty() {
+            return Ok(*last);
         }
         // Whoever mounts them may have rights that this process lacks.
         let unsupported = |e: &Error| e.kind() == ErrorKind::Unsupported;
-        let falls_back = first.mounts(request).as_ref().is_err_and(unsupported)
-            || *self.fallen_back.get_or_init(|| {
-                let tried = Staged::new(&self.layout).and_then(|staged| {
-                    let dir = self.layout.path.join("staging").join(staged.name());
-                    first.try_out(&ProbeTarget::new(dir, self.layout.format))
-                });
-                if let Err(e) = &tried
-                    && unsupported(e)
-                {
-                    tracing::warn!("copying, since {} does not work: {e}", first.name());
-                }
-                tried.as_ref().is_err_and(unsupported)
+        let able = *self.able.get_or_init(|| {
+            let tried = Staged::new(&self.layout).map(|staged| {
+                let dir = self.layout.path.join("staging").join(staged.name());
+                let target = ProbeTarget::new(dir, self.layout.format);
+                let cannot = |driver: &&&dyn Driver| match driver.try_out(&target) {
+                    Err(e) if unsupported(&e) => {
+                        tracing::warn!("the driver {} does not work: {e}", driver.name());
+                        true
+                    }
+                    _ => false,
+                };
+                others.iter().take_while(cannot).count()
             });
-        Ok(if falls_back { last } else { first })
+            tried.unwrap_or(0)
+        });
+        let rest = drivers.iter().skip(able);
+        let mut fit =
+            rest.filter(|driver| !driver.mounts(request).as_ref().is_err_and(unsupported));
+        Ok(*fit.next().unwrap_or(last))
     }
 
     /// Unmounts what [`Store::activate`] mounted at `target` and a guard left there; or ends the use of

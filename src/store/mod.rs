@@ -45,6 +45,8 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
+#[cfg(feature = "fuse")]
+use crate::driver::FuseDriver;
 use crate::driver::{CopyDriver, Driver, OverlayDriver};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::LayerFormat;
@@ -116,7 +118,8 @@ impl StoreOptions {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum DriverChoice {
-    /// The best that works: the kernel's overlayfs; or, for a store or kernel that it cannot serve
+    /// The best that works: the kernel's overlayfs; where that may not be mounted, or cannot serve the
+    /// store, the union of this crate over FUSE; and for a store or kernel that neither can serve
     /// whatever rights this process had, copies, with a warning in the log. A snapshot that stands as
     /// a copy already is used as one.
     ///
@@ -127,6 +130,9 @@ pub enum DriverChoice {
     Auto,
     /// The kernel's overlayfs.
     Overlay,
+    /// The union file system of this crate, over FUSE.
+    #[cfg(feature = "fuse")]
+    Fuse,
     /// A copy of all that a snapshot shows.
     Copy,
 }
@@ -135,10 +141,17 @@ impl DriverChoice {
     /// New engines, in the order in which they are tried.
     pub fn drivers(self) -> Vec<Box<dyn Driver>> {
         let overlay = || Box::new(OverlayDriver::new());
+        #[cfg(feature = "fuse")]
+        let fuse = || Box::new(FuseDriver::new());
         let copy = || Box::new(CopyDriver::new());
         match self {
+            #[cfg(feature = "fuse")]
+            DriverChoice::Auto => vec![overlay(), fuse(), copy()],
+            #[cfg(not(feature = "fuse"))]
             DriverChoice::Auto => vec![overlay(), copy()],
             DriverChoice::Overlay => vec![overlay()],
+            #[cfg(feature = "fuse")]
+            DriverChoice::Fuse => vec![fuse()],
             DriverChoice::Copy => vec![copy()],
         }
     }
@@ -155,8 +168,8 @@ pub struct Store {
     waits: Waits,
     /// Never empty.
     drivers: Vec<Box<dyn Driver>>,
-    /// Whether overlayfs cannot serve this store at all; none until somebody must know.
-    fallen_back: OnceLock<bool>,
+    /// Which of the drivers is the first that can serve this store; none until somebody must know.
+    able: OnceLock<usize>,
     run_dir: PathBuf,
 }
 
@@ -192,8 +205,8 @@ impl Store {
         drop(lock);
         let waits = Waits { durability: options.durability, hook: options.on_durable_point };
         let drivers = options.driver.drivers();
-        let fallen_back = OnceLock::new();
-        let store = Store { layout, metadata, waits, drivers, fallen_back, run_dir };
+        let able = OnceLock::new();
+        let store = Store { layout, metadata, waits, drivers, able, run_dir };
         match store.sweep() {
             // A full or read-only disk is no reason not to open: `remove` must work.
             Err(e) if matches!(e.kind(), ErrorKind::NoSpace | ErrorKind::ReadOnly) => {

@@ -81,6 +81,14 @@ fn configure(context: &FsContext, device: &OwnedFd, mount: &FuseMount<'_>) -> io
     Ok(())
 }
 
+/// What fusermount3 says of its version, which shows that it is there.
+pub(crate) fn fusermount_version() -> io::Result<String> {
+    let mut command = Command::new(FUSERMOUNT);
+    let output = command.arg("--version").stdin(Stdio::null()).stderr(Stdio::null()).output();
+    let output = output.map_err(|e| io::Error::new(e.kind(), format!("cannot run it: {e}")))?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
 /// Has fusermount3 mount on `target`: the device, and with `auto_unmount` the socket at whose closing it
 /// unmounts.
 pub(crate) fn mount_by_fusermount(
@@ -189,9 +197,10 @@ pub(crate) fn unmount_by_fusermount(target: &Path, detach: bool) -> io::Result<(
     Err(io::Error::new(kind, format!("{FUSERMOUNT} refused: {}", said.trim())))
 }
 
-/// Writes what the file system of `fd` holds back to it, and waits.
-pub(crate) fn sync_file_system(fd: impl AsFd) -> io::Result<()> {
-    Ok(rustix::fs::syncfs(fd)?)
+/// Writes what the kernel still holds of writes to the file system of the directory `dir`, and waits.
+/// It may be a bare path, which syncfs(2) does not take.
+pub(crate) fn sync_file_system(dir: impl AsFd) -> io::Result<()> {
+    Ok(rustix::fs::syncfs(open_in(dir, OsStr::new("."))?)?)
 }
 
 /// Opens a file in a mount that may be attached nowhere.

@@ -20,4 +20,5 @@ pub(crate) mod resolve;
 pub(crate) mod stat;
 pub(crate) mod umask;
 pub(crate) mod userns;
+pub(crate) mod wait;
 pub(crate) mod xattr;

@@ -60,10 +60,13 @@ pub(crate) struct Arguments {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum DriverName {
-    /// The best that works here: overlay; copy only where overlay never can
+    /// The best that works here: overlay, else fuse; copy only where neither ever can
     Auto,
     /// The kernel's overlayfs
     Overlay,
+    /// The union of this program over FUSE; ordinary users need fusermount3
+    #[cfg(feature = "fuse")]
+    Fuse,
     /// A copy of everything, for each snapshot; needs no right to mount
     Copy,
 }
@@ -73,6 +76,8 @@ impl DriverName {
         match self {
             DriverName::Auto => DriverChoice::Auto,
             DriverName::Overlay => DriverChoice::Overlay,
+            #[cfg(feature = "fuse")]
+            DriverName::Fuse => DriverChoice::Fuse,
             DriverName::Copy => DriverChoice::Copy,
         }
     }

@@ -5,9 +5,9 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::OverlayDriver;
+use crate::driver::room::Room;
 use crate::driver::{Driver, Feature, MountRequest, Probe, ProbeTarget, UpperDir};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::LayerFormat;
@@ -16,14 +16,14 @@ use crate::sys::{errno, fs_features};
 
 pub(super) fn probe(driver: &OverlayDriver, target: &ProbeTarget) -> Result<Probe> {
     let room = Room::make(&target.dir)?;
-    let file_system = fs::File::open(&room.0)
+    let file_system = fs::File::open(room.path())
         .and_then(fs_features::file_system_name)
-        .at("identify the file system of", &room.0)?;
+        .at("identify the file system of", room.path())?;
 
-    let parts = upper_parts(&room.0);
+    let parts = upper_parts(room.path());
     let mount = mount_feature("mount", driver, &room, target.format);
     let upper = upper_feature(&file_system, &parts, target.format, &mount);
-    let mut features = vec![rung_feature(driver, &room.0, mount.available)];
+    let mut features = vec![rung_feature(driver, room.path(), mount.available)];
     for format in [LayerFormat::OverlayTrusted, LayerFormat::OverlayUser] {
         let name = format.as_str();
         features.push(match format == target.format {
@@ -47,10 +47,10 @@ pub(super) fn try_out(target: &ProbeTarget) -> Result<()> {
         return Err(Error::new(ErrorKind::Unsupported, "this kernel has no overlayfs"));
     }
     let room = Room::make(&target.dir)?;
-    let file_system = fs::File::open(&room.0)
+    let file_system = fs::File::open(room.path())
         .and_then(fs_features::file_system_name)
-        .at("identify the file system of", &room.0)?;
-    let parts = upper_parts(&room.0);
+        .at("identify the file system of", room.path())?;
+    let parts = upper_parts(room.path());
     let Some(missing) = missing_part(&parts, target.format) else { return Ok(()) };
     // Another overlay says that its whiteouts are forbidden.
     let may_help = missing.forbidden && fs_features::known_as_upper(&file_system);
@@ -59,36 +59,6 @@ pub(super) fn try_out(target: &ProbeTarget) -> Result<()> {
     }
     let Feature { name, reason, .. } = &missing.feature;
     Err(Error::new(ErrorKind::Unsupported, lacking(&file_system, name, reason)))
-}
-
-/// A directory for trials, removed with all that is in it.
-struct Room(PathBuf);
-
-impl Room {
-    fn make(dir: &Path) -> Result<Self> {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = dir.join(format!("probe-{}-{count}", std::process::id()));
-        fs::create_dir(&path).at("create directory for trials", &path)?;
-        Ok(Room(path))
-    }
-
-    /// A new directory in it, which stays until the room is removed.
-    fn corner(&self) -> io::Result<PathBuf> {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = self.0.join(count.to_string());
-        fs::create_dir(&path)?;
-        Ok(path)
-    }
-}
-
-impl Drop for Room {
-    fn drop(&mut self) {
-        if let Err(e) = fs::remove_dir_all(&self.0) {
-            tracing::warn!("the directory of a trial stays: {:?}: {e}", self.0);
-        }
-    }
 }
 
 /// Something that an upper directory needs of its file system.
@@ -231,7 +201,7 @@ fn deletions_are_marked(
     format: LayerFormat,
     volatile: bool,
 ) -> Result<()> {
-    let dir = room.corner().at("create directory for trials in", &room.0)?;
+    let dir = room.corner().at("create directory for trials in", room.path())?;
     let at = |name: &str| dir.join(name);
     for name in ["lower", "lower/again", "upper", "work", "empty", "target"] {
         fs::create_dir(at(name)).at("create directory", at(name))?;

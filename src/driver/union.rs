@@ -1,0 +1,224 @@
+//! The union file system of this crate, over FUSE: for where the kernel's overlayfs may not be mounted,
+//! and for layers that it does not read.
+//!
+//! The mount is this process's own, if it may mount in its user namespace; else the program fusermount3
+//! makes it, which is how ordinary users get one. It is served by threads of this process, and ends with
+//! it.
+//!
+//! What an engine gets as its work directory is the kernel's; in it, [`own_work`](super::own_work) is the
+//! union's own.
+
+mod served;
+mod trial;
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use super::overlay::refuse_unreadable_marks;
+use super::target::Target;
+use super::{
+    Driver, Guard, Mount, MountRequest, Probe, ProbeTarget, Restrictions, own_work, sealed,
+};
+use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::fuse::{Transport, View, ViewUpper};
+use crate::layer::LayerFormat;
+use crate::sys::fuse::{self, FuseMount};
+use crate::sys::mount::{self as sys, Attributes, Refusal};
+use crate::sys::userns;
+
+use served::Served;
+
+/// The engine that mounts this crate's own union file system over FUSE.
+///
+/// It finds out once how it gets its mounts, and remembers it: keep one driver.
+///
+/// ```no_run
+/// use stratafs::{Driver, FuseDriver, LayerFormat, MountRequest};
+///
+/// let mut request = MountRequest::new(LayerFormat::OverlayUser, "/store/empty");
+/// request.lower = vec!["/store/2".into(), "/store/1".into()];
+/// let mut guard = FuseDriver::new().activate(&request, "/mnt".as_ref())?;
+/// println!("{:?}", std::fs::read_dir(guard.target()));
+/// guard.unmount()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Default)]
+pub struct FuseDriver {
+    /// How mounts are made; or of what kind the hindrance is, and what it is.
+    transport: OnceLock<Result<Transport, (ErrorKind, String)>>,
+}
+
+impl FuseDriver {
+    /// An engine that has yet to find out how it gets its mounts.
+    pub fn new() -> Self {
+        FuseDriver::default()
+    }
+
+    fn transport(&self) -> Result<Transport> {
+        let found =
+            self.transport.get_or_init(|| find_transport().map_err(|e| (e.kind(), e.to_string())));
+        found.clone().map_err(|(kind, text)| Error::new(kind, text))
+    }
+
+    fn view(&self, request: &MountRequest) -> Result<View> {
+        let mut lowers = Vec::with_capacity(request.lower.len());
+        for layer in layers(request) {
+            lowers.push(absolute(layer)?);
+        }
+        let upper = match &request.upper {
+            None => None,
+            Some(upper) => Some(ViewUpper {
+                dir: absolute(&upper.dir)?,
+                work: absolute(&upper.work)?,
+                own: own_work()?,
+            }),
+        };
+        Ok(View {
+            lowers,
+            upper,
+            format: request.format,
+            volatile: request.options.volatile,
+            attributes: restrictions(request).attributes(),
+            transport: self.transport()?,
+        })
+    }
+
+    fn serve(&self, request: &MountRequest, target: Target) -> Result<Served> {
+        let view = self.view(request)?;
+        marks_can_be_read(request.format)?;
+        for layer in view.lowers.iter().chain(view.upper.as_ref().map(|upper| &upper.dir)) {
+            let dir = sys::open_dir_path(layer).at("open layer", layer)?;
+            target.keep_apart(&dir, layer)?;
+        }
+        Served::mount(&view, target)
+    }
+}
+
+/// A union needs a layer, though it be empty.
+fn layers(request: &MountRequest) -> Vec<&PathBuf> {
+    match (request.lower.as_slice(), &request.upper) {
+        ([], None) => vec![&request.empty],
+        (lower, _) => lower.iter().collect(),
+    }
+}
+
+fn restrictions(request: &MountRequest) -> Restrictions {
+    let restrictions = request.options.restrictions;
+    match request.upper {
+        Some(_) => restrictions,
+        None => Restrictions { read_only: true, ..restrictions },
+    }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).at("make absolute the path", path)
+}
+
+/// `trusted.*` is shown to nobody who may not administer the machine: the marks would not be seen.
+fn marks_can_be_read(format: LayerFormat) -> Result<()> {
+    refuse_unreadable_marks(format)?;
+    if format == LayerFormat::OverlayTrusted
+        && !userns::may_administer().at("look at the capabilities of", "this thread")?
+    {
+        return Err(Error::new(
+            ErrorKind::PermissionDenied,
+            "marks of the format overlay-trusted can be read only with CAP_SYS_ADMIN; without it, use a \
+             store of the format overlay-user",
+        ));
+    }
+    Ok(())
+}
+
+/// Finds out who mounts, by making a mount that is attached nowhere.
+fn find_transport() -> Result<Transport> {
+    let device = fuse::open_device().map_err(|e| match e.kind() {
+        std::io::ErrorKind::PermissionDenied => {
+            Error::io("open", "/dev/fuse", e).context("its mode should be 0666, to serve FUSE")
+        }
+        _ => Error::new(
+            ErrorKind::Unsupported,
+            "there is no FUSE here: load the kernel's module `fuse`, and let the container have",
+        )
+        .with_path("/dev/fuse")
+        .with_source(e),
+    })?;
+    let request = FuseMount {
+        source: "stratafs".as_ref(),
+        attributes: Attributes::default(),
+        allow_other: true,
+        options: &[],
+    };
+    let e = match fuse::mount_detached(&device, &request) {
+        Ok(mount) => {
+            // The mount goes unanswered, and waits for nobody, once there is nobody.
+            drop(device);
+            drop(mount);
+            return Ok(Transport::Direct);
+        }
+        Err(e) => e,
+    };
+    let program = fuse::FUSERMOUNT;
+    match (Refusal::of(&e), fuse::fusermount_version()) {
+        (Refusal::NoSuchFileSystem, _) => Err(Error::new(
+            ErrorKind::Unsupported,
+            "this kernel has no FUSE; load the module `fuse`",
+        )
+        .with_source(e)),
+        (refusal, Ok(version)) => {
+            tracing::debug!(?refusal, version, "FUSE is mounted by {program}, since: {e}");
+            Ok(Transport::Fusermount)
+        }
+        (Refusal::NoSuchCall, Err(missing)) => Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("this kernel lacks fsopen(2), and {program} is not there ({missing})"),
+        )
+        .with_source(e)),
+        (_, Err(missing)) => Err(Error::new(
+            ErrorKind::PermissionDenied,
+            format!(
+                "mounting FUSE needs CAP_SYS_ADMIN, or the program {program}, of the package fuse3, \
+                 which is not there ({missing})"
+            ),
+        )
+        .with_source(e)),
+    }
+}
+
+impl sealed::Sealed for FuseDriver {}
+
+impl Driver for FuseDriver {
+    fn name(&self) -> &'static str {
+        "fuse"
+    }
+
+    fn probe(&self, target: &ProbeTarget) -> Result<Probe> {
+        trial::probe(self, target)
+    }
+
+    fn try_out(&self, target: &ProbeTarget) -> Result<()> {
+        self.transport()?;
+        marks_can_be_read(target.format)
+    }
+
+    fn mounts(&self, request: &MountRequest) -> Result<Vec<Mount>> {
+        let mut options = vec![format!("format={}", request.format)];
+        if request.options.volatile && request.upper.is_some() {
+            options.push("volatile".to_owned());
+        }
+        // What others than who mounts may do is as with other mounts; an ordinary user cannot ask.
+        if userns::may_administer().at("look at the capabilities of", "this thread")? {
+            options.push("allow_other".to_owned());
+        }
+        Ok(vec![Mount::Fuse {
+            lower: layers(request).into_iter().cloned().collect(),
+            upper: request.upper.clone(),
+            options,
+            restrictions: restrictions(request),
+        }])
+    }
+
+    fn activate(&self, request: &MountRequest, target: &Path) -> Result<Guard> {
+        let served = self.serve(request, Target::open(target)?)?;
+        Ok(Guard::new(Box::new(served)))
+    }
+}
