@@ -215,6 +215,7 @@ fn kind_of(e: &io::Error) -> ErrorKind {
             io::ErrorKind::NotFound => ErrorKind::NotFound,
             io::ErrorKind::AlreadyExists => ErrorKind::AlreadyExists,
             io::ErrorKind::Unsupported => ErrorKind::Unsupported,
+            io::ErrorKind::ResourceBusy => ErrorKind::Busy,
             _ => ErrorKind::Io,
         },
     }

@@ -390,12 +390,12 @@ fn only_writers_make_a_store() {
     assert!(info["format"].as_str().unwrap().starts_with("overlay-"), "{info}");
     let drivers = info["drivers"].as_array().unwrap();
     let names: Vec<_> = drivers.iter().map(|driver| driver["driver"].as_str().unwrap()).collect();
-    assert_eq!(names, ["overlay", "copy"]);
+    assert_eq!(names, ["overlay", "fuse", "copy"]);
     for feature in drivers.iter().flat_map(|driver| driver["features"].as_array().unwrap()) {
         assert!(feature["reason"].is_string() && feature["available"].is_boolean(), "{feature}");
     }
     // By copies it works for everybody.
-    assert_eq!(drivers[1]["mount"]["available"], true);
+    assert_eq!(drivers[2]["mount"]["available"], true);
     let info = fixture.json(&["--driver", "copy", "info"]);
     assert_eq!(info["drivers"].as_array().unwrap().len(), 1);
 }

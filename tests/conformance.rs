@@ -31,6 +31,16 @@ enum Way {
     CopyInPlace,
 }
 
+#[cfg(feature = "fuse")]
+fn by_fuse() -> DriverChoice {
+    DriverChoice::Fuse
+}
+
+#[cfg(not(feature = "fuse"))]
+fn by_fuse() -> DriverChoice {
+    panic!("built without FUSE")
+}
+
 /// A store in a directory of its own, with helpers that fail the case loudly.
 struct Fixture {
     store: Store,
@@ -46,7 +56,7 @@ impl Fixture {
         options.format = Some(format);
         options.driver = match way {
             Way::Overlay => DriverChoice::Overlay,
-            Way::Fuse => DriverChoice::Fuse,
+            Way::Fuse => by_fuse(),
             Way::CopyMounted | Way::CopyInPlace => DriverChoice::Copy,
         };
         if matches!(way, Way::CopyMounted | Way::CopyInPlace) {
@@ -443,9 +453,14 @@ fn commit_with_a_live_mount(f: &Fixture) {
     f.layer("base", None, |root| write(&root.join("file"), "x"));
     f.store.prepare("key", Some("base"), Labels::new()).unwrap();
     let (mut guard, root) = f.mount("key");
-    write(&root.join("new"), "y");
+    // Left open: what is written may still be with the kernel.
+    let mut file = fs::File::create(root.join("new")).unwrap();
+    std::io::Write::write_all(&mut file, &[b'y'; 100_000]).unwrap();
     f.store.commit("name", "key", CommitOptions::new()).unwrap();
-    assert_eq!(fs::read(root.join("new")).unwrap(), b"y");
+    let exported = f.export("name");
+    assert!(exported.len() > 100_000 && exported.contains(&b'y'), "all that was written");
+    drop(file);
+    assert_eq!(fs::read(root.join("new")).unwrap().len(), 100_000);
     assert_eq!(f.store.remove("name").unwrap_err().kind(), ErrorKind::Busy);
     guard.unmount().unwrap();
     f.look("name", |root| assert_eq!(names(root), ["file", "new"]));
@@ -563,6 +578,7 @@ fn main() {
                     continue;
                 }
                 let hindrance = match way {
+                    Way::Fuse if cfg!(not(feature = "fuse")) => " (needs the feature fuse)",
                     Way::Fuse if !Path::new("/dev/fuse").exists() => " (needs /dev/fuse)",
                     _ if root => "",
                     Way::Fuse if format == trusted => " (needs root: trusted xattrs)",

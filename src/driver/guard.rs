@@ -314,6 +314,26 @@ pub fn unmount_at(target: &Path, expect: Option<&MountIdentity>) -> Result<()> {
     unmount(&point, Unmount::WhenIdle)
 }
 
+/// Has what was written to a FUSE mount on `target`, and is still with the kernel, written to its layer;
+/// other mounts hold nothing back. What is gone, under another mount, or where the caller cannot look, is
+/// passed over.
+pub(crate) fn write_back(target: &Path, identity: &MountIdentity) -> Result<()> {
+    if identity.is_in_place() || identity.state(target)? != MountState::Mounted {
+        return Ok(());
+    }
+    let Ok(point) = MountPoint::open(target) else { return Ok(()) };
+    let Ok(root) = point.open_topmost() else { return Ok(()) };
+    let ids = mountinfo::ids(&root).at("identify the mount on", target)?;
+    if !identity.is(ids) || !is_fuse(&point) {
+        return Ok(());
+    }
+    match fuse::sync_file_system(&root) {
+        // Its server has died: there is nothing that could still be written.
+        Err(e) if e.kind() == std::io::ErrorKind::NotConnected => Ok(()),
+        done => done.at("write back what was written to", target),
+    }
+}
+
 fn unmount(point: &MountPoint, how: Unmount) -> Result<()> {
     let done = match point.unmount(how) {
         Err(e) if Refusal::of(&e) == Refusal::NotPermitted && is_fuse(point) => {

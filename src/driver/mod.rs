@@ -31,6 +31,7 @@ pub use probe::{Feature, Probe, ProbeTarget};
 #[cfg(feature = "fuse")]
 pub use union::FuseDriver;
 
+pub(crate) use guard::write_back;
 pub(crate) use target::is_mount_point;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -154,6 +155,12 @@ pub trait Driver: sealed::Sealed + Debug + Send + Sync {
     /// directory, or lies inside or above one of the layers; and whatever the kernel refuses, with
     /// its own text.
     fn activate(&self, request: &MountRequest, target: &Path) -> Result<Guard>;
+
+    /// Whether the engine shows directories that the union of this crate renamed, and of which lower
+    /// layers have the contents, as they are. The default is that it does not: they are completed first.
+    fn follows_redirects(&self) -> bool {
+        false
+    }
 
     /// Whether the view is shown as a tree at [`MountRequest::tree`], a copy of the layers that no
     /// longer needs them. The default is that it is not: the layers themselves are used.

@@ -23,7 +23,10 @@ use std::path::Path;
 use super::guard::KernelMount;
 use super::identity::MountIdentity;
 use super::target::Target;
-use super::{Driver, Guard, Mount, MountRequest, Probe, ProbeTarget, Restrictions, bind, sealed};
+use super::{
+    Driver, Guard, Mount, MountRequest, Probe, ProbeTarget, Restrictions, Shown, bind,
+    only_by_mounting, sealed,
+};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::LayerFormat;
 use crate::sys::{mountinfo, userns};
@@ -145,6 +148,17 @@ impl Driver for OverlayDriver {
 
     fn mounts(&self, request: &MountRequest) -> Result<Vec<Mount>> {
         Ok(vec![self.plan(request)?])
+    }
+
+    fn may_show(&self, _: &MountRequest, shown: Shown) -> Result<()> {
+        match shown {
+            Shown::InPlace => Err(only_by_mounting(self.name())),
+            Shown::Mounted => match userns::may_administer() {
+                Ok(false) => Err(Error::new(ErrorKind::PermissionDenied, refusal::RIGHTS)),
+                // Where it cannot be told the mount will tell.
+                _ => Ok(()),
+            },
+        }
     }
 
     fn activate(&self, request: &MountRequest, target: &Path) -> Result<Guard> {

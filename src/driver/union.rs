@@ -200,6 +200,10 @@ impl Driver for FuseDriver {
         marks_can_be_read(target.format)
     }
 
+    fn follows_redirects(&self) -> bool {
+        true
+    }
+
     fn mounts(&self, request: &MountRequest) -> Result<Vec<Mount>> {
         let mut options = vec![format!("format={}", request.format)];
         if request.options.volatile && request.upper.is_some() {

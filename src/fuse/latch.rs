@@ -10,6 +10,8 @@ use std::time::UNIX_EPOCH;
 
 use fuser::{FileAttr, FileType, INodeNo};
 
+use crate::sys::fuse::user_and_group;
+
 /// No node has this number.
 const NUMBER: INodeNo = INodeNo(u64::MAX - 1);
 
@@ -45,7 +47,9 @@ impl Latch {
         ino == NUMBER
     }
 
+    /// It belongs to whoever mounts: of others' files the kernel would ask for access lists, too.
     pub(super) fn attr() -> FileAttr {
+        let (uid, gid) = user_and_group();
         FileAttr {
             ino: NUMBER,
             size: 0,
@@ -57,8 +61,8 @@ impl Latch {
             kind: FileType::RegularFile,
             perm: 0o444,
             nlink: 1,
-            uid: 0,
-            gid: 0,
+            uid,
+            gid,
             rdev: 0,
             blksize: 4096,
             flags: 0,

@@ -1,83 +1,27 @@
 //! Mounts of snapshots: as plain data, and made by this store.
 //!
 //! A snapshot that this store mounted is held: by the lock of its directory while the guard lives, and
-//! by a row in `<run>/mounts` for as long as the mount itself stands, also after the guard was left or
-//! its process died. A row names boot, mount namespace and unique mount id, so it cannot be mistaken
-//! for another mount at the same place; one whose mount is gone is removed by whoever comes by.
+//! by a row ([`mount_rows`](super::mount_rows)) for as long as the mount itself stands, also after the
+//! guard was left or its process died.
 //!
 //! A tree that is used in place, without a mount, has a row too, which stands for as long as that use
 //! lasts: the guard, or whoever deactivates it, removes the row.
-//!
-//! A row is not synced: it says nothing after a reboot. What a power cut leaves of it may be torn, so
-//! its file's name has the boot too, and rows of other boots are never read.
 
-use std::ffi::OsString;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::hold::{Hold, held};
 use super::metadata::Row;
+use super::mount_rows::{Kept, MountRow, remove_if_gone, remove_row, write_row};
 use super::snapshot::Kind;
 use super::staging::Staged;
-use super::{Store, staging, wrong_kind};
+use super::{Store, wrong_kind};
 use crate::driver::{
-    Driver, Guard, Mount, MountIdentity, MountOptions, MountRequest, MountState, NamespaceId,
-    ProbeTarget, Shown, UpperDir, is_mount_point, unmount_at,
+    Driver, Guard, Mount, MountOptions, MountRequest, ProbeTarget, Shown, UpperDir, unmount_at,
 };
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::marks;
 use crate::progress::ignore_progress;
 use crate::sys::lock::Sharing;
-use crate::sys::mountinfo;
-
-/// A mount that this store made, as its file in `<run>/mounts` tells it.
-#[derive(Debug, serde::Serialize, serde::Deserialize)]
-struct MountRow {
-    snapshot: i64,
-    /// Bytes, since a path need not be UTF-8.
-    target: Vec<u8>,
-    /// None while it is being mounted; should the process die then, whatever is mounted at the target
-    /// is taken for it.
-    identity: Option<MountIdentity>,
-}
-
-impl MountRow {
-    fn new(snapshot: i64, target: &Path) -> MountRow {
-        MountRow { snapshot, target: target.as_os_str().as_bytes().to_vec(), identity: None }
-    }
-
-    fn target(&self) -> PathBuf {
-        PathBuf::from(OsString::from_vec(self.target.clone()))
-    }
-
-    /// Whether nobody can be in the mount any more. In doubt it is there.
-    fn is_gone(&self) -> Result<bool> {
-        let Some(identity) = &self.identity else {
-            return is_mount_point(&self.target()).map(|mounted| !mounted);
-        };
-        Ok(match identity.state(&self.target())? {
-            MountState::Gone => true,
-            MountState::OtherNamespace => !is_inhabited(identity.mount_namespace()),
-            MountState::Mounted | MountState::Unknown => false,
-        })
-    }
-}
-
-/// What a guard keeps until its mount is gone: the snapshot's lock, then the row.
-#[derive(Debug)]
-struct Kept {
-    row: PathBuf,
-    _hold: Hold,
-}
-
-impl Drop for Kept {
-    fn drop(&mut self) {
-        // A guard that was left has not unmounted: then the row stays.
-        if let Err(e) = remove_if_gone(&self.row) {
-            tracing::warn!(row = ?self.row, error = %e, "row of a mount is left for gc");
-        }
-    }
-}
 
 impl Store {
     /// The drivers that show snapshots, as [`DriverChoice`](crate::DriverChoice) has them: the first
@@ -313,48 +257,6 @@ impl Store {
         Err(Error::new(ErrorKind::NotFound, text).with_path(target))
     }
 
-    /// Fails if this store has the snapshot mounted somewhere.
-    pub(super) fn not_mounted(&self, row: &Row) -> Result<()> {
-        for (_, mount) in self.rows()? {
-            if mount.snapshot == row.id && !mount.is_gone()? {
-                return Err(Error::new(
-                    ErrorKind::Busy,
-                    format!("snapshot {:?} is mounted: first unmount", row.info.key),
-                )
-                .with_path(mount.target()));
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes rows of mounts that are gone; how many.
-    pub(super) fn sweep_mount_rows(&self) -> Result<u64> {
-        let mut swept = 0;
-        let boot = boot()?;
-        for path in self.row_paths()? {
-            if is_of_another_boot(&path, &boot) {
-                remove_row(&path)?;
-                swept += 1;
-            }
-        }
-        for (path, row) in self.rows()? {
-            // Who is just mounting it holds the snapshot.
-            let _hold = match row.identity {
-                Some(_) => None,
-                None => match self.try_hold(row.snapshot, Sharing::Exclusive) {
-                    Ok(None) => continue,
-                    Err(e) if e.kind() == ErrorKind::NotFound => None,
-                    hold => hold?,
-                },
-            };
-            if row.is_gone()? {
-                remove_if_gone(&path)?;
-                swept += 1;
-            }
-        }
-        Ok(swept)
-    }
-
     pub(super) fn mountable(&self, key: &str) -> Result<Row> {
         let row = self.metadata.read(|tx| tx.get(key))?;
         match row.info.kind {
@@ -396,125 +298,5 @@ impl Store {
         request.lower_has_marks = parents.first().is_some_and(|p| p.has_marks != Some(false));
         request.options = *options;
         Ok(request)
-    }
-
-    fn mounts_dir(&self) -> PathBuf {
-        self.run_dir.join("mounts")
-    }
-
-    /// A new row's file, under a name that nobody else has.
-    fn row_path(&self, snapshot: i64) -> Result<PathBuf> {
-        use std::os::unix::fs::DirBuilderExt;
-        let dir = self.mounts_dir();
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&dir)
-            .at("create directory", &dir)?;
-        let boot = boot()?;
-        Ok(dir.join(format!("{snapshot}-{boot}-{:016x}", staging::random())))
-    }
-
-    /// All rows of this boot.
-    fn rows(&self) -> Result<Vec<(PathBuf, MountRow)>> {
-        let mut rows = Vec::new();
-        let boot = boot()?;
-        for path in self.row_paths()? {
-            let is_temp = path.file_name().is_some_and(|name| name.as_bytes().starts_with(b"."));
-            if is_temp || is_of_another_boot(&path, &boot) {
-                continue;
-            }
-            if let Some(row) = read_row(&path)? {
-                rows.push((path, row));
-            }
-        }
-        Ok(rows)
-    }
-
-    /// The files of rows, those of other boots and those being written included.
-    fn row_paths(&self) -> Result<Vec<PathBuf>> {
-        let dir = self.mounts_dir();
-        let listing = match std::fs::read_dir(&dir) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            listing => listing.at("list", &dir)?,
-        };
-        listing.map(|entry| Ok(entry.at("list", &dir)?.path())).collect()
-    }
-}
-
-/// The kernel's random name of this boot.
-fn boot() -> Result<String> {
-    mountinfo::boot_id().at("identify this boot", "/proc/sys/kernel/random/boot_id")
-}
-
-/// Whether the name of a row's file says that it was written before the machine was last started.
-fn is_of_another_boot(path: &Path, current: &str) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str());
-    // SNAPSHOT-BOOT-RANDOM, and the boot has dashes of its own.
-    let boot = name
-        .and_then(|name| name.split_once('-'))
-        .and_then(|(_snapshot, rest)| rest.rsplit_once('-'))
-        .map(|(boot, _random)| boot);
-    boot.is_some_and(|boot| boot != current)
-}
-
-/// Writes or replaces a row as a whole.
-fn write_row(path: &Path, row: &MountRow) -> Result<()> {
-    let name = path.file_name().unwrap_or_default();
-    let mut hidden = OsString::from(".");
-    hidden.push(name);
-    let temp = path.with_file_name(hidden);
-    let text = serde_json::to_vec(row)
-        .map_err(|e| Error::new(ErrorKind::Io, "cannot write a mount's row").with_source(e))?;
-    std::fs::write(&temp, text).and_then(|()| std::fs::rename(&temp, path)).at("write", path)
-}
-
-fn remove_row(path: &Path) -> Result<()> {
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        done => done.at("remove the row of a mount", path),
-    }
-}
-
-/// The row, unless it is gone.
-fn read_row(path: &Path) -> Result<Option<MountRow>> {
-    let text = match std::fs::read(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        text => text.at("read the row of a mount", path)?,
-    };
-    match serde_json::from_slice(&text) {
-        Ok(row) => Ok(Some(row)),
-        Err(e) => Err(Error::new(
-            ErrorKind::Corrupt,
-            "cannot read the row of a mount: if nothing of this store is mounted, remove it",
-        )
-        .with_path(path)
-        .with_source(e)),
-    }
-}
-
-/// Whether a process lives in the namespace: without one, nobody sees what is mounted there. A
-/// process that may not be looked at may be in it.
-fn is_inhabited(namespace: NamespaceId) -> bool {
-    let Ok(processes) = std::fs::read_dir("/proc") else { return true };
-    for process in processes.flatten() {
-        let is_pid = process.file_name().as_bytes().iter().all(u8::is_ascii_digit);
-        if !is_pid {
-            continue;
-        }
-        match std::fs::metadata(process.path().join("ns/mnt")) {
-            Ok(found) if namespace.is(&found) => return true,
-            Ok(_) => {}
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            Err(_) => return true,
-        }
-    }
-    false
-}
-
-fn remove_if_gone(path: &Path) -> Result<()> {
-    match read_row(path)? {
-        Some(row) if row.is_gone()? => remove_row(path),
-        _ => Ok(()),
     }
 }

@@ -27,10 +27,11 @@ impl Store {
     /// # Errors
     /// - [`ErrorKind::FailedPrecondition`]: not an active snapshot; or a file or directory in it has
     ///   its data or contents in a lower layer, as overlayfs leaves it under `metacopy` or
-    ///   `redirect_dir`.
+    ///   `redirect_dir`; or directories were renamed in it over FUSE, and it is still mounted.
     pub fn settle(&self, key: &str, progress: &mut ProgressFn<'_>) -> Result<Usage> {
         let needed = "only an active one can be settled";
         let (row, hold) = self.hold_active(key, self.active(key, needed)?, needed)?;
+        self.catch_up_held(&row, hold.as_ref(), progress)?;
         let (settled, _folding) = self.up_to_date(&row, progress)?;
         // While it is mounted it may change again.
         if hold.is_some() && self.is_unmounted(&row)? {
@@ -75,7 +76,10 @@ impl Store {
                 let folding = had_tree.then(|| self.lock_folding(&row)).transpose()?;
                 ((usage, has_marks), folding)
             }
-            _ => self.up_to_date(&row, &mut ignore_progress)?,
+            _ => {
+                self.catch_up_held(&row, hold.as_ref(), &mut ignore_progress)?;
+                self.up_to_date(&row, &mut ignore_progress)?
+            }
         };
         self.waits.sync_files(&self.layout.layer_dir(row.id)?)?;
         let row = self.durably(|tx| {

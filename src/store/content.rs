@@ -64,12 +64,17 @@ impl Store {
     /// an addition. Reads the snapshot's own layer, and of the parents only what it touches; of one that
     /// is used as a copy, all of both is looked at.
     ///
+    /// Directories that were renamed in it, which the union over FUSE need not copy, are copied now.
+    ///
     /// # Errors
     /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound);
     /// [`ErrorKind::FailedPrecondition`]: as [`Store::settle`];
     /// [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled); those of the file system.
     pub fn changes(&self, key: &str, progress: &mut ProgressFn<'_>) -> Result<Vec<Change>> {
         let chain = self.metadata.read(|tx| tx.chain(tx.get(key)?.id))?;
+        if let Some(own) = chain.first() {
+            self.catch_up(own, progress)?;
+        }
         match chain.split_first() {
             Some((own, _)) if self.ahead(own)?.is_some() => self.tree_changes(own, progress),
             Some((own, parents)) => {
@@ -107,6 +112,7 @@ impl Store {
         let Some((own, parents)) = chain.split_first() else {
             return Err(Error::new(ErrorKind::Corrupt, format!("{key:?} has no layers")));
         };
+        self.catch_up(own, progress)?;
         let _hold = self.try_hold(own.id, Sharing::Shared)?;
         if options.wants_as_imported() && own.info.record == RecordState::Kept {
             return self
@@ -193,6 +199,7 @@ impl Store {
         let Some(own) = chain.first() else {
             return Err(Error::new(ErrorKind::Corrupt, format!("{key:?} has no layers")));
         };
+        self.catch_up(own, progress)?;
         if let Some(tree) = self.ahead(own)? {
             return Ok((own.id, LayerStack::plain(tree.dir)));
         }

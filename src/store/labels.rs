@@ -6,6 +6,7 @@ use super::snapshot::{Info, Kind, Labels};
 use super::{Fields, Filter, Store};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::{Usage, usage};
+use crate::progress::ignore_progress;
 
 impl Fields for Info {
     fn field(&self, path: &[&str]) -> Option<Cow<'_, str>> {
@@ -83,6 +84,10 @@ impl Store {
             (Kind::View, ..) => Ok(Usage::default()),
             (_, true, Some(usage)) => Ok(usage),
             _ if self.ahead(&row)?.is_some() => self.delta_usage(&row),
+            _ if self.needs_settling(&row)? => {
+                self.catch_up(&row, &mut ignore_progress)?;
+                usage::count(&self.layout.layer_dir(row.id)?, &mut || Ok(()))
+            }
             _ => usage::count(&self.layout.layer_dir(row.id)?, &mut || Ok(())),
         }
     }

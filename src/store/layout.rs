@@ -6,6 +6,7 @@
 //!   metadata.db          SQLite, with its -wal and -shm, or -journal
 //!   snapshots/<id>/fs    the layer: upperdir or lowerdir                0755
 //!   snapshots/<id>/work  overlay's workdir, of active snapshots         0700
+//!     stratafs           in it, the union's own: temp, links, state     0700
 //!   snapshots/<id>/tree  all that it shows, for engines that copy; and tree.stamp (`trees`)
 //!   snapshots/<id>/record  of the archive that the layer was unpacked from
 //!   staging/ trash/      being made; being removed
@@ -21,6 +22,7 @@
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
+use crate::driver::own_work;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::LayerFormat;
 use crate::path::Name;
@@ -44,6 +46,15 @@ pub(super) struct Layout {
     pub(super) staging: Dir,
     pub(super) trash: Dir,
     pub(super) blobs: Dir,
+}
+
+/// A file in a snapshot's directory.
+#[derive(Debug)]
+pub(super) struct Below {
+    /// The way to it.
+    pub(super) names: Vec<Name>,
+    /// As messages name it.
+    pub(super) path: PathBuf,
 }
 
 /// A name that is known to be one.
@@ -131,6 +142,15 @@ impl Layout {
     /// The path of a snapshot's directory `part`, as mounts name it.
     pub(super) fn snapshot_path(&self, id: i64, part: &str) -> PathBuf {
         self.path.join("snapshots").join(id.to_string()).join(part)
+    }
+
+    /// Where the union over FUSE says, in a snapshot's directory, that directories were renamed in its
+    /// layer.
+    pub(super) fn redirect_marker(&self, id: i64) -> Result<Below> {
+        let names = vec![name("work")?, own_work()?, name("state")?, name("redirected")?];
+        let mut path = self.path.join("snapshots").join(id.to_string());
+        path.extend(names.iter().map(Name::as_os_str));
+        Ok(Below { names, path })
     }
 
     /// A snapshot's own directory.

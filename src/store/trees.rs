@@ -105,9 +105,13 @@ impl Store {
         request: &MountRequest,
         driver: &dyn Driver,
         shown: Shown,
-        _hold: &Hold,
+        hold: &Hold,
         progress: &mut ProgressFn<'_>,
     ) -> Result<()> {
+        if !driver.follows_redirects() && self.needs_settling(row)? {
+            self.not_used_by_others(row)?;
+            self.complete(row, hold, progress)?;
+        }
         let has_tree = self.tree_dir(row)?.is_some();
         match (driver.needs_tree(request, shown), has_tree, row.info.kind) {
             (true, true, _) | (false, false, _) | (false, true, Kind::View) => Ok(()),
@@ -145,7 +149,8 @@ impl Store {
     ) -> Result<bool> {
         let has_tree = self.tree_dir(row)?.is_some();
         let is_cache = row.info.kind == Kind::View && has_tree;
-        Ok(is_cache || driver.needs_tree(request, shown) == has_tree)
+        let shows_all = driver.follows_redirects() || !self.needs_settling(row)?;
+        Ok(shows_all && (is_cache || driver.needs_tree(request, shown) == has_tree))
     }
 
     /// Makes the tree of what the snapshot's layer and its parents show.

@@ -197,6 +197,11 @@ pub(crate) fn unmount_by_fusermount(target: &Path, detach: bool) -> io::Result<(
     Err(io::Error::new(kind, format!("{FUSERMOUNT} refused: {}", said.trim())))
 }
 
+/// Who this process acts for on file systems, by ids.
+pub(crate) fn user_and_group() -> (u32, u32) {
+    (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
+}
+
 /// Writes what the kernel still holds of writes to the file system of the directory `dir`, and waits.
 /// It may be a bare path, which syncfs(2) does not take.
 pub(crate) fn sync_file_system(dir: impl AsFd) -> io::Result<()> {

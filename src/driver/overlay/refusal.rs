@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind};
 use crate::sys::mount::{self as sys, Refusal};
 use crate::sys::{fs_features, mountinfo};
 
-const RIGHTS: &str = "mounting needs CAP_SYS_ADMIN in the user namespace that owns the mount \
+pub(super) const RIGHTS: &str = "mounting needs CAP_SYS_ADMIN in the user namespace that owns the mount \
                       namespace: run as root, or in a user and mount namespace of your own \
                       (`unshare -Urm`)";
 const MODULE: &str =
