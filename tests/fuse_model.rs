@@ -1,0 +1,305 @@
+//! The union under random operations, remounts, and changes of engine, against a tree in memory: the
+//! result of every operation, and the whole tree after every remount.
+//!
+//! A failure prints the seed, and the least of the layers and operations that still fails.
+//! `STRATAFS_SEED` runs that seed alone; `STRATAFS_FULL` asks for ten times as many operations.
+//! The kernel's overlayfs goes through the same operations, but for what it is known to do otherwise
+//! ([`kernel_does_otherwise`]): so the model is not merely what one program does.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support {
+    #![allow(dead_code, reason = "each suite uses its part")]
+    pub mod suite;
+    pub mod union_mount;
+}
+mod union_model {
+    pub mod compare;
+    pub mod layers;
+    pub mod model;
+    pub mod ops;
+}
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use stratafs::LayerFormat;
+use support::suite;
+use support::union_mount::{Branches, Engine, Rng, UnionMount, asked_seed, full};
+use union_model::compare::{self, Numbers};
+use union_model::layers::{self, Line};
+use union_model::model::{Expected, Model, Rules};
+use union_model::ops::{Chooser, Hands, Op};
+
+/// A kind of union.
+#[derive(Clone, Debug)]
+struct Setup {
+    name: &'static str,
+    engine: Engine,
+    rules: Rules,
+    switches: bool,
+}
+
+const OPS_PER_SEED: usize = 250;
+
+fn main() {
+    support::union_mount::enter_own_mount_namespace();
+    use LayerFormat::{Aufs, OverlayTrusted, OverlayUser};
+    let own = Engine::under_test();
+    let setup = |name, engine: &Engine, format, redirects, switches| Setup {
+        name,
+        engine: engine.clone(),
+        rules: Rules { format, redirects },
+        switches,
+    };
+    let mut setups = vec![setup("trusted", &own, OverlayTrusted, true, false)];
+    if own != Engine::Kernel {
+        setups.extend([
+            setup("trusted_and_the_kernel", &own, OverlayTrusted, true, true),
+            setup("user", &own, OverlayUser, true, false),
+            setup("aufs", &own, Aufs, false, false),
+        ]);
+    }
+    setups.extend([
+        setup("user_without_redirects_and_the_kernel", &own, OverlayUser, false, true),
+        setup("trusted_in_the_kernel", &Engine::Kernel, OverlayTrusted, true, false),
+        setup("user_in_the_kernel", &Engine::Kernel, OverlayUser, false, false),
+    ]);
+    let trials = setups.into_iter().zip(1..).map(|(setup, number)| {
+        let hindrance = setup.engine.hindrance();
+        suite::trial(format!("random_operations::{}", setup.name), hindrance, move || {
+            let seeds = if full() { 80 } else { 8 };
+            let mut failures = String::new();
+            for i in 0..seeds {
+                let seed = asked_seed().unwrap_or(number * 1_000_000 + i);
+                if let Err(report) = run_seed(&setup, seed) {
+                    writeln!(failures, "{report}").unwrap();
+                }
+                if asked_seed().is_some() || failures.len() > 20_000 {
+                    break;
+                }
+            }
+            assert!(failures.is_empty(), "{failures}");
+        })
+    });
+    suite::run_one_by_one(trials.collect());
+}
+
+/// All that is done for a seed.
+#[derive(Clone, Debug)]
+struct Script {
+    layers: usize,
+    lines: Vec<Line>,
+    ops: Vec<Op>,
+}
+
+fn run_seed(setup: &Setup, seed: u64) -> Result<(), String> {
+    let mut chooser = Chooser {
+        rng: Rng(seed),
+        long_names: setup.rules.format != LayerFormat::Aufs,
+        switches: setup.switches,
+    };
+    let layers = 1 + usize::try_from(chooser.rng.below(3)).unwrap();
+    let lines = layers::random_lines(&mut chooser, layers);
+    let script = Script { layers, lines, ops: chooser.ops(OPS_PER_SEED) };
+    let Err(failure) = run(setup, &script) else { return Ok(()) };
+    let mut report = format!("{}, STRATAFS_SEED={seed}: {failure}\n", setup.name);
+    let upto = script.ops.len().min(failure.at + 1);
+    writeln!(report, "the last operations:").unwrap();
+    for (i, op) in script.ops[..upto].iter().enumerate().skip(upto.saturating_sub(30)) {
+        writeln!(report, "  {i:4} {op:?}").unwrap();
+    }
+    let mut script = script;
+    script.ops.truncate(upto);
+    let (script, failure) = shrink(setup, script, failure);
+    writeln!(report, "the least that fails: {failure}\n  {} layers:", script.layers).unwrap();
+    for line in &script.lines {
+        let Line { layer, path, saying, mode, owner, mtime, xattr } = line;
+        writeln!(report, "    {layer} {path:?} {saying:?} {mode:o} {owner:?} {mtime:?} {xattr:?}")
+            .unwrap();
+    }
+    writeln!(report, "  operations:").unwrap();
+    for op in &script.ops {
+        writeln!(report, "    {op:?}").unwrap();
+    }
+    Err(report)
+}
+
+#[derive(Clone, Debug)]
+struct Failure {
+    /// The number of the operation after which it showed.
+    at: usize,
+    what: String,
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "at operation {}: {}", self.at, self.what)
+    }
+}
+
+/// A union in the course of a script.
+struct Course<'a> {
+    setup: &'a Setup,
+    dir: &'a Path,
+    branches: Branches,
+    /// What is mounted now.
+    engine: Engine,
+    mount: Option<UnionMount>,
+    hands: Hands,
+    model: Model,
+    numbers: Numbers,
+}
+
+fn run(setup: &Setup, script: &Script) -> Result<(), Failure> {
+    let temp = suite::temp();
+    let dir = temp.path();
+    let (lowers, model) = layers::build(&script.lines, script.layers, dir, setup.rules);
+    let (upper, work) = (dir.join("upper"), dir.join("work"));
+    for made in [&upper, &work] {
+        std::fs::create_dir(made).unwrap();
+        let mode = rustix::fs::Mode::from_raw_mode(0o755);
+        rustix::fs::chmod(made, mode).unwrap();
+    }
+    let Rules { format, redirects } = setup.rules;
+    let branches = Branches { lowers, upper: Some((upper, work)), format, redirects };
+    let mut course = Course {
+        setup,
+        dir,
+        branches,
+        engine: setup.engine.clone(),
+        mount: None,
+        hands: Hands::new(dir),
+        model,
+        numbers: Numbers::default(),
+    };
+    let failed = |at| move |what| Failure { at, what };
+    course.mount().map_err(failed(0))?;
+    for (i, op) in script.ops.iter().enumerate() {
+        course.step(op).map_err(failed(i))?;
+    }
+    let end = failed(script.ops.len());
+    course.compare("at the end").map_err(end)?;
+    course.remount().map_err(end)?;
+    if setup.switches {
+        course.step(&Op::Switch).map_err(end)?;
+    }
+    course.unmount().map_err(end)
+}
+
+impl Course<'_> {
+    fn mount(&mut self) -> Result<(), String> {
+        let at = self.dir.join("mount");
+        let mount = UnionMount::try_new(&self.engine, &self.branches, &at)?;
+        self.mount = Some(mount);
+        self.hands = Hands::new(&at);
+        // Two mounts of one tree need not number it alike.
+        self.numbers = Numbers::default();
+        Ok(())
+    }
+
+    fn unmount(&mut self) -> Result<(), String> {
+        self.model.close_all();
+        self.hands = Hands::new(self.dir);
+        self.mount.take().unwrap().unmount()?;
+        let (_, work) = self.branches.upper.as_ref().unwrap();
+        let left = compare::leftovers(work);
+        if left.is_empty() { Ok(()) } else { Err(format!("left in the work directory: {left:?}")) }
+    }
+
+    fn remount(&mut self) -> Result<(), String> {
+        self.unmount()?;
+        self.mount()?;
+        self.compare("after the mount")
+    }
+
+    fn compare(&mut self, when: &str) -> Result<(), String> {
+        let path: PathBuf = self.mount.as_ref().unwrap().path().to_owned();
+        let found = compare::differences(&path, &self.model, &mut self.numbers);
+        if found.is_empty() {
+            return Ok(());
+        }
+        Err(format!("{when}, by {:?}:\n    {}", self.engine, found.join("\n    ")))
+    }
+
+    fn step(&mut self, op: &Op) -> Result<(), String> {
+        match op {
+            Op::Remount => {
+                self.compare("before the unmount")?;
+                return self.remount();
+            }
+            Op::Switch => {
+                self.engine = match self.engine {
+                    Engine::Kernel => self.setup.engine.clone(),
+                    _ => Engine::Kernel,
+                };
+                return self.remount();
+            }
+            _ => {}
+        }
+        if self.engine == Engine::Kernel && kernel_does_otherwise(op, &self.model) {
+            return Ok(());
+        }
+        let expected = self.model.carry_out(op);
+        if expected == Expected::Skip {
+            return Ok(());
+        }
+        let _watchdog = self.mount.as_ref().unwrap().watchdog();
+        let outcome = self.hands.carry_out(op);
+        if expected.allows(&outcome) {
+            return Ok(());
+        }
+        Err(format!("{op:?} by {:?}\n    gives {outcome:?}\n    must be {expected:?}", self.engine))
+    }
+}
+
+/// Operations that the kernel's overlayfs is known to answer otherwise than a local file system does.
+fn kernel_does_otherwise(_op: &Op, _model: &Model) -> bool {
+    false
+}
+
+/// Takes away operations and lines of layers, in ever smaller pieces, while it still fails.
+fn shrink(setup: &Setup, mut script: Script, mut failure: Failure) -> (Script, Failure) {
+    let mut left: usize = 400;
+    loop {
+        let before = (script.ops.len(), script.lines.len());
+        let mut try_out = |candidate: Script, script: &mut Script, failure: &mut Failure| {
+            left = left.saturating_sub(1);
+            if left == 0 {
+                return false;
+            }
+            match run(setup, &candidate) {
+                Ok(()) => false,
+                Err(f) => {
+                    (*script, *failure) = (candidate, f);
+                    true
+                }
+            }
+        };
+        let mut size = script.ops.len().div_ceil(2).max(1);
+        loop {
+            let mut start = 0;
+            while start < script.ops.len() {
+                let mut candidate = script.clone();
+                candidate.ops.drain(start..(start + size).min(script.ops.len()));
+                if !try_out(candidate, &mut script, &mut failure) {
+                    start += size;
+                }
+            }
+            if size == 1 {
+                break;
+            }
+            size = size.div_ceil(2);
+        }
+        let mut i = 0;
+        while i < script.lines.len() {
+            let mut candidate = script.clone();
+            candidate.lines.remove(i);
+            if !try_out(candidate, &mut script, &mut failure) {
+                i += 1;
+            }
+        }
+        if left == 0 || before == (script.ops.len(), script.lines.len()) {
+            return (script, failure);
+        }
+    }
+}

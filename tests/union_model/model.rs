@@ -1,0 +1,738 @@
+//! What a union file system must be: a tree in memory, and for every operation what it gives.
+//!
+//! Errors are those of Linux on a local file system, in the order in which it finds them.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use rustix::io::Errno;
+use stratafs::LayerFormat;
+
+use super::ops::{At, How, Move, Op, Outcome, SLOTS, Set, Space, Stat, Time, pattern};
+use crate::support::union_mount::UMASK;
+
+pub type Id = usize;
+
+pub const ROOT: Id = 0;
+
+const NAME_MAX: usize = 255;
+const S_ISGID: u32 = 0o2000;
+const S_ISUID: u32 = 0o4000;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    Dir(Dir),
+    File(Vec<u8>),
+    Symlink(OsString),
+    Fifo,
+    Char(u32, u32),
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dir {
+    pub entries: BTreeMap<OsString, Id>,
+    /// A lower layer has it, too: it cannot be renamed without a redirect.
+    pub merged: bool,
+    /// None once it is removed.
+    pub parent: Option<Id>,
+}
+
+/// A file of any kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inode {
+    pub what: What,
+    pub mode: u32,
+    pub owner: (u32, u32),
+    pub xattrs: BTreeMap<String, Vec<u8>>,
+    pub nlink: u64,
+    /// None where the clock has set it.
+    pub mtime: Option<(i64, u32)>,
+}
+
+impl Inode {
+    pub fn new(what: What, mode: u32, owner: (u32, u32)) -> Inode {
+        Inode { what, mode, owner, xattrs: BTreeMap::new(), nlink: 1, mtime: None }
+    }
+
+    pub fn kind(&self) -> char {
+        match self.what {
+            What::Dir(_) => 'd',
+            What::File(_) => 'f',
+            What::Symlink(_) => 'l',
+            What::Fifo => 'p',
+            What::Char(..) => 'c',
+        }
+    }
+
+    pub fn stat(&self) -> Stat {
+        let size = match &self.what {
+            What::File(bytes) => Some(bytes.len() as u64),
+            What::Symlink(target) => Some(target.len() as u64),
+            _ => None,
+        };
+        let rdev = match self.what {
+            What::Char(major, minor) => Some((major, minor)),
+            _ => None,
+        };
+        let kind = self.kind();
+        let nlink = (kind != 'd').then_some(self.nlink);
+        Stat { kind, mode: self.mode, owner: self.owner, size, nlink, rdev, mtime: self.mtime }
+    }
+
+    fn data(&mut self) -> &mut Vec<u8> {
+        match &mut self.what {
+            What::File(bytes) => bytes,
+            other => panic!("no regular file: {other:?}"),
+        }
+    }
+}
+
+/// What depends on the file system at work.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    pub format: LayerFormat,
+    pub redirects: bool,
+}
+
+/// What an operation must give.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// It is not to be done: nothing that is asked for here would be tested by it.
+    Skip,
+    Just(Outcome),
+    /// One of these errors, since the order is nobody's promise.
+    OneOf(Vec<Errno>),
+}
+
+impl Expected {
+    pub fn allows(&self, outcome: &Outcome) -> bool {
+        match (self, outcome) {
+            (Expected::Skip, _) => true,
+            (Expected::OneOf(errors), Outcome::Failed(errno)) => errors.contains(errno),
+            (Expected::OneOf(_), _) => false,
+            (Expected::Just(Outcome::Stat(expected)), Outcome::Stat(stat)) => {
+                let mut stat = stat.clone();
+                forget_unpromised(&mut stat, expected);
+                stat == *expected
+            }
+            (Expected::Just(expected), outcome) => expected == outcome,
+        }
+    }
+}
+
+/// Takes from what was seen what nothing is expected of.
+pub fn forget_unpromised(seen: &mut Stat, expected: &Stat) {
+    seen.mtime = seen.mtime.filter(|_| expected.mtime.is_some());
+    seen.nlink = seen.nlink.filter(|_| expected.nlink.is_some());
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    id: Id,
+    how: How,
+}
+
+#[derive(Clone, Debug)]
+pub struct Model {
+    pub rules: Rules,
+    inodes: BTreeMap<Id, Inode>,
+    next: Id,
+    open: [Option<Open>; SLOTS],
+}
+
+/// What went otherwise than well.
+enum Stop {
+    Skip,
+    Errno(Errno),
+    OneOf(Vec<Errno>),
+}
+
+impl From<Errno> for Stop {
+    fn from(errno: Errno) -> Stop {
+        Stop::Errno(errno)
+    }
+}
+
+type Attempt<T> = Result<T, Stop>;
+
+impl Model {
+    pub fn new(rules: Rules, root: Inode) -> Model {
+        let inodes = BTreeMap::from([(ROOT, root)]);
+        Model { rules, inodes, next: ROOT + 1, open: [None; SLOTS] }
+    }
+
+    pub fn inode(&self, id: Id) -> &Inode {
+        &self.inodes[&id]
+    }
+
+    pub fn inode_mut(&mut self, id: Id) -> &mut Inode {
+        self.inodes.get_mut(&id).unwrap()
+    }
+
+    pub fn dir(&self, id: Id) -> &Dir {
+        match &self.inode(id).what {
+            What::Dir(dir) => dir,
+            other => panic!("no directory: {other:?}"),
+        }
+    }
+
+    fn dir_mut(&mut self, id: Id) -> &mut Dir {
+        match &mut self.inode_mut(id).what {
+            What::Dir(dir) => dir,
+            other => panic!("no directory: {other:?}"),
+        }
+    }
+
+    /// Adds a file, in place of what has its name.
+    pub fn put(&mut self, parent: Id, name: &OsStr, mut inode: Inode) -> Id {
+        if let Some(&old) = self.dir(parent).entries.get(name) {
+            self.discard(old);
+        }
+        if let What::Dir(dir) = &mut inode.what {
+            dir.parent = Some(parent);
+        }
+        let id = self.next;
+        self.next += 1;
+        self.inodes.insert(id, inode);
+        self.dir_mut(parent).entries.insert(name.to_owned(), id);
+        id
+    }
+
+    /// Takes away a name and all below it.
+    pub fn remove(&mut self, parent: Id, name: &OsStr) {
+        if let Some(old) = self.dir_mut(parent).entries.remove(name) {
+            self.discard(old);
+        }
+    }
+
+    /// Closes what is open, as before a remount.
+    pub fn close_all(&mut self) {
+        for slot in 0..SLOTS {
+            self.close(slot);
+        }
+    }
+
+    /// What an operation gives; it is carried out.
+    pub fn carry_out(&mut self, op: &Op) -> Expected {
+        match self.attempt(op) {
+            Ok(outcome) => Expected::Just(outcome),
+            Err(Stop::Skip) => Expected::Skip,
+            Err(Stop::Errno(errno)) => Expected::Just(Outcome::Failed(errno)),
+            Err(Stop::OneOf(errors)) => Expected::OneOf(errors),
+        }
+    }
+
+    fn attempt(&mut self, op: &Op) -> Attempt<Outcome> {
+        match op {
+            Op::Open { slot, path, how, mode } => {
+                let opened = self.open_path(path, *how, *mode);
+                if !matches!(opened, Err(Stop::Skip)) {
+                    // Only now: a file without names lives on until its number is another's.
+                    self.close(*slot);
+                }
+                self.open[*slot] = Some(Open { id: opened?, how: *how });
+            }
+            Op::Close { slot } => self.close(*slot),
+            Op::Put { path, how, offset, len, seed } => {
+                let id = self.open_path(path, *how, 0o666)?;
+                self.write(Open { id, how: *how }, *offset, &pattern(*len, *seed))?;
+            }
+            Op::Write { slot, offset, len, seed } => {
+                self.write(self.slot(*slot)?, *offset, &pattern(*len, *seed))?;
+            }
+            Op::Read { slot, offset, len } => {
+                let open = self.slot(*slot)?;
+                return Ok(Outcome::Bytes(self.read(open, *offset, *len)?));
+            }
+            Op::ReadFile { path } => {
+                let id = self.open_path(path, How::Read, 0)?;
+                return Ok(Outcome::Bytes(self.read(
+                    Open { id, how: How::Read },
+                    0,
+                    usize::MAX,
+                )?));
+            }
+            Op::CopyRange { from, to, from_offset, offset, len } => {
+                let (from, to) = (self.slot(*from)?, self.slot(*to)?);
+                let plain = self.is_file(from.id) && self.is_file(to.id) && from.id != to.id;
+                if !plain || !from.how.reads() || !to.how.writes() || to.how == How::Append {
+                    return Err(Stop::Skip);
+                }
+                let bytes = self.read(from, *from_offset, *len)?;
+                self.write(to, *offset, &bytes)?;
+            }
+            Op::Truncate { at, len } => self.truncate(at, *len)?,
+            Op::Allocate { slot, space, offset, len } => {
+                self.allocate(self.slot(*slot)?, *space, *offset, *len)?;
+            }
+            Op::Sync { slot } => _ = self.slot(*slot)?,
+            Op::Stat { at } => {
+                let id = self.at(at)?;
+                return Ok(Outcome::Stat(self.inode(id).stat()));
+            }
+            Op::Chmod { at, mode } => {
+                let id = self.at(at)?;
+                if matches!(at, At::Path(_)) && self.inode(id).kind() == 'l' {
+                    return Err(Stop::Skip);
+                }
+                self.inode_mut(id).mode = *mode;
+            }
+            Op::Chown { at, uid, gid } => {
+                let id = self.at(at)?;
+                self.chown(id, *uid, *gid);
+            }
+            Op::Utimens { at, mtime } => {
+                let id = self.at(at)?;
+                match *mtime {
+                    Time::At(sec, nsec) => self.inode_mut(id).mtime = Some((sec, nsec)),
+                    Time::Now => self.inode_mut(id).mtime = None,
+                    Time::Omit => {}
+                }
+            }
+            Op::SetXattr { at, name, value, set } => {
+                let id = self.at_with_xattrs(at, name)?;
+                let xattrs = &mut self.inode_mut(id).xattrs;
+                match (set, xattrs.contains_key(*name)) {
+                    (Set::Create, true) => return Err(Errno::EXIST.into()),
+                    (Set::Replace, false) => return Err(Errno::NODATA.into()),
+                    _ => xattrs.insert((*name).to_owned(), value.clone()),
+                };
+            }
+            Op::RemoveXattr { at, name } => {
+                let id = self.at_with_xattrs(at, name)?;
+                self.inode_mut(id).xattrs.remove(*name).ok_or(Errno::NODATA)?;
+            }
+            Op::Xattrs { at } => {
+                let id = self.at(at)?;
+                return Ok(Outcome::Xattrs(self.inode(id).xattrs.clone()));
+            }
+            Op::Symlink { path, target } => {
+                self.make(path, What::Symlink((*target).into()), 0o777)?;
+            }
+            Op::ReadLink { path } => {
+                return match &self.inode(self.lookup(path)?).what {
+                    What::Symlink(target) => Ok(Outcome::Text(target.as_bytes().to_vec())),
+                    _ => Err(Errno::INVAL.into()),
+                };
+            }
+            Op::Fifo { path, mode } => _ = self.make(path, What::Fifo, mode & !UMASK)?,
+            Op::Char { path, mode, major, minor } => {
+                if (*major, *minor) == (0, 0) {
+                    return Err(self.make_whiteout(path));
+                }
+                self.make(path, What::Char(*major, *minor), mode & !UMASK)?;
+            }
+            Op::Mkdir { path, mode } => {
+                self.make(path, What::Dir(Dir::default()), mode & 0o1777 & !UMASK)?;
+            }
+            Op::Rmdir { path } => {
+                let (parent, name) = self.parent(path)?;
+                let id = self.child(parent, &name)?;
+                let What::Dir(dir) = &self.inode(id).what else {
+                    return Err(Errno::NOTDIR.into());
+                };
+                if !dir.entries.is_empty() {
+                    return Err(Errno::NOTEMPTY.into());
+                }
+                self.take(parent, &name);
+            }
+            Op::Unlink { path } => {
+                let (parent, name) = self.parent(path)?;
+                let id = self.child(parent, &name)?;
+                if self.is_dir(id) {
+                    return Err(Errno::ISDIR.into());
+                }
+                self.take(parent, &name);
+            }
+            Op::Link { from, to } => self.link(from, to)?,
+            Op::Rename { from, to, how } => self.rename(from, to, *how)?,
+            Op::List { path } => {
+                let id = if path.as_os_str().is_empty() { ROOT } else { self.lookup(path)? };
+                let What::Dir(dir) = &self.inode(id).what else {
+                    // O_DIRECTORY comes before O_NOFOLLOW.
+                    return Err(Errno::NOTDIR.into());
+                };
+                let name = |(name, id): (&OsString, &Id)| (name.clone(), self.inode(*id).kind());
+                return Ok(Outcome::Names(dir.entries.iter().map(name).collect()));
+            }
+            Op::Remount | Op::Switch => unreachable!("not done by hand"),
+        }
+        Ok(Outcome::Done)
+    }
+
+    // --- names
+
+    /// The directory that a path's last component is in, and that component.
+    fn parent(&self, path: &Path) -> Attempt<(Id, OsString)> {
+        let mut left: Vec<OsString> = path.iter().rev().map(OsStr::to_owned).collect();
+        let (mut at, mut links) = (ROOT, 0);
+        while left.len() > 1 {
+            let name = left.pop().unwrap();
+            if name == "." {
+                continue;
+            }
+            at = match &self.inode(self.child(at, &name)?).what {
+                What::Dir(_) => self.child(at, &name)?,
+                What::Symlink(target) => {
+                    links += 1;
+                    if links > 40 {
+                        return Err(Errno::LOOP.into());
+                    }
+                    left.extend(Path::new(target).iter().rev().map(OsStr::to_owned));
+                    at
+                }
+                _ => return Err(Errno::NOTDIR.into()),
+            };
+        }
+        Ok((at, left.pop().unwrap()))
+    }
+
+    fn child(&self, dir: Id, name: &OsStr) -> Attempt<Id> {
+        if name.len() > NAME_MAX {
+            return Err(Errno::NAMETOOLONG.into());
+        }
+        Ok(*self.dir(dir).entries.get(name).ok_or(Errno::NOENT)?)
+    }
+
+    fn lookup(&self, path: &Path) -> Attempt<Id> {
+        let (dir, name) = self.parent(path)?;
+        self.child(dir, &name)
+    }
+
+    /// Where a new name can be.
+    fn free(&self, path: &Path) -> Attempt<(Id, OsString)> {
+        let (dir, name) = self.parent(path)?;
+        match self.child(dir, &name) {
+            Ok(_) => return Err(Errno::EXIST.into()),
+            Err(Stop::Errno(Errno::NOENT)) => {}
+            Err(stop) => return Err(stop),
+        }
+        self.may_be_named(&name)?;
+        Ok((dir, name))
+    }
+
+    fn may_be_named(&self, name: &OsStr) -> Attempt<()> {
+        if self.rules.format == LayerFormat::Aufs && name.as_bytes().starts_with(b".wh.") {
+            return Err(Errno::INVAL.into());
+        }
+        Ok(())
+    }
+
+    fn slot(&self, slot: usize) -> Attempt<Open> {
+        self.open[slot].ok_or(Stop::Skip)
+    }
+
+    fn at(&self, at: &At) -> Attempt<Id> {
+        match at {
+            At::Path(path) => self.lookup(path),
+            At::Slot(slot) => Ok(self.slot(*slot)?.id),
+        }
+    }
+
+    fn at_with_xattrs(&self, at: &At, name: &str) -> Attempt<Id> {
+        let id = self.at(at)?;
+        if name.starts_with("user.") && !matches!(self.inode(id).kind(), 'f' | 'd') {
+            return Err(Errno::PERM.into());
+        }
+        Ok(id)
+    }
+
+    fn is_dir(&self, id: Id) -> bool {
+        self.inode(id).kind() == 'd'
+    }
+
+    fn is_file(&self, id: Id) -> bool {
+        self.inode(id).kind() == 'f'
+    }
+
+    fn make(&mut self, path: &Path, what: What, mode: u32) -> Attempt<Id> {
+        let (parent, name) = self.free(path)?;
+        Ok(self.make_at(parent, &name, what, mode))
+    }
+
+    fn make_at(&mut self, parent: Id, name: &OsStr, what: What, mode: u32) -> Id {
+        let inode = self.inode(parent);
+        let mut new = Inode::new(what, mode, (0, 0));
+        if inode.mode & S_ISGID != 0 {
+            new.owner.1 = inode.owner.1;
+            if new.kind() == 'd' {
+                new.mode |= S_ISGID;
+            }
+        }
+        self.inode_mut(parent).mtime = None;
+        self.put(parent, name, new)
+    }
+
+    /// The device that means that nothing is there.
+    fn make_whiteout(&self, path: &Path) -> Stop {
+        match self.free(path) {
+            Err(stop) => stop,
+            // Nothing is said of it where it is no mark.
+            Ok(_) if self.rules.format == LayerFormat::Aufs => Stop::Skip,
+            Ok(_) => Errno::PERM.into(),
+        }
+    }
+
+    fn link(&mut self, from: &Path, to: &Path) -> Attempt<()> {
+        let id = self.lookup(from)?;
+        let (parent, name) = self.free(to).map_err(|stop| match stop {
+            // The kernel finds this before it asks for a name that it cannot use.
+            Stop::Errno(Errno::INVAL) if self.is_dir(id) => Errno::PERM.into(),
+            stop => stop,
+        })?;
+        if self.is_dir(id) {
+            return Err(Errno::PERM.into());
+        }
+        self.inode_mut(id).nlink += 1;
+        self.inode_mut(parent).mtime = None;
+        self.dir_mut(parent).entries.insert(name, id);
+        Ok(())
+    }
+
+    fn rename(&mut self, from: &Path, to: &Path, how: Move) -> Attempt<()> {
+        let (old_parent, old_name) = self.parent(from)?;
+        let (new_parent, new_name) = self.parent(to)?;
+        let old = self.child(old_parent, &old_name)?;
+        let new = match self.child(new_parent, &new_name) {
+            Ok(id) => Some(id),
+            Err(Stop::Errno(Errno::NOENT)) => None,
+            Err(stop) => return Err(stop),
+        };
+        match (how, new) {
+            (Move::NoReplace, Some(_)) => return Err(Errno::EXIST.into()),
+            (Move::Exchange, None) => return Err(Errno::NOENT.into()),
+            _ => {}
+        }
+        if self.is_within(new_parent, old) {
+            return Err(Errno::INVAL.into());
+        }
+        if let Some(new) = new
+            && self.is_within(old_parent, new)
+        {
+            let exchange = how == Move::Exchange;
+            return Err(if exchange { Errno::INVAL } else { Errno::NOTEMPTY }.into());
+        }
+        if new == Some(old) {
+            return Ok(());
+        }
+        let mut errors = Vec::new();
+        if let Some(new) = new
+            && how != Move::Exchange
+        {
+            match (self.is_dir(old), self.is_dir(new)) {
+                (true, false) => return Err(Errno::NOTDIR.into()),
+                (false, true) => return Err(Errno::ISDIR.into()),
+                (true, true) if !self.dir(new).entries.is_empty() => errors.push(Errno::NOTEMPTY),
+                _ => {}
+            }
+        }
+        if self.cannot_move(old)
+            || how == Move::Exchange && new.is_some_and(|n| self.cannot_move(n))
+        {
+            errors.push(Errno::XDEV);
+        }
+        if new.is_none()
+            && let Err(Stop::Errno(errno)) = self.may_be_named(&new_name)
+        {
+            errors.push(errno);
+        }
+        if !errors.is_empty() {
+            return Err(Stop::OneOf(errors));
+        }
+        if how == Move::Exchange {
+            let new = new.unwrap();
+            self.dir_mut(old_parent).entries.insert(old_name, new);
+            self.set_parent(new, old_parent);
+        } else {
+            if new.is_some() {
+                self.take(new_parent, &new_name);
+            }
+            self.dir_mut(old_parent).entries.remove(&old_name);
+        }
+        self.dir_mut(new_parent).entries.insert(new_name, old);
+        self.set_parent(old, new_parent);
+        self.inode_mut(old_parent).mtime = None;
+        self.inode_mut(new_parent).mtime = None;
+        Ok(())
+    }
+
+    fn cannot_move(&self, id: Id) -> bool {
+        !self.rules.redirects && self.is_dir(id) && self.dir(id).merged
+    }
+
+    fn set_parent(&mut self, id: Id, parent: Id) {
+        if let What::Dir(dir) = &mut self.inode_mut(id).what {
+            dir.parent = Some(parent);
+        }
+    }
+
+    /// Whether `dir` is `top` or below it.
+    fn is_within(&self, dir: Id, top: Id) -> bool {
+        let mut at = Some(dir);
+        while let Some(id) = at {
+            if id == top {
+                return true;
+            }
+            at = self.dir(id).parent;
+        }
+        false
+    }
+
+    /// Takes a name away.
+    fn take(&mut self, parent: Id, name: &OsStr) {
+        self.inode_mut(parent).mtime = None;
+        self.remove(parent, name);
+    }
+
+    /// One name of it is gone.
+    fn discard(&mut self, id: Id) {
+        let inode = self.inode_mut(id);
+        inode.nlink -= 1;
+        if let What::Dir(dir) = &mut inode.what {
+            dir.parent = None;
+            inode.mtime = None;
+            for child in std::mem::take(&mut dir.entries).into_values() {
+                self.discard(child);
+            }
+        }
+        self.forget(id);
+    }
+
+    /// Frees what nobody can reach any more.
+    fn forget(&mut self, id: Id) {
+        let open = self.open.iter().flatten().any(|open| open.id == id);
+        if self.inode(id).nlink == 0 && !open {
+            self.inodes.remove(&id);
+        }
+    }
+
+    // --- open files
+
+    fn close(&mut self, slot: usize) {
+        if let Some(open) = self.open[slot].take() {
+            self.forget(open.id);
+        }
+    }
+
+    fn open_path(&mut self, path: &Path, how: How, mode: u32) -> Attempt<Id> {
+        let (parent, name) = self.parent(path)?;
+        let id = match self.child(parent, &name) {
+            Ok(id) => id,
+            Err(Stop::Errno(Errno::NOENT)) if how.creates() => {
+                self.may_be_named(&name)?;
+                let what = What::File(Vec::new());
+                return Ok(self.make_at(parent, &name, what, mode & !UMASK));
+            }
+            Err(stop) => return Err(stop),
+        };
+        if how == How::CreateNew {
+            return Err(Errno::EXIST.into());
+        }
+        match self.inode(id).kind() {
+            'l' => return Err(Errno::LOOP.into()),
+            'd' if how.writes() => return Err(Errno::ISDIR.into()),
+            'd' | 'f' => {}
+            // A pipe would wait for its other end.
+            _ => return Err(Stop::Skip),
+        }
+        if how == How::Truncate {
+            self.set_len(id, 0);
+        }
+        Ok(id)
+    }
+
+    fn read(&self, open: Open, offset: u64, len: usize) -> Attempt<Vec<u8>> {
+        if !open.how.reads() {
+            return Err(Errno::BADF.into());
+        }
+        let What::File(bytes) = &self.inode(open.id).what else {
+            return Err(Errno::ISDIR.into());
+        };
+        let start = usize::try_from(offset).unwrap().min(bytes.len());
+        let end = start.saturating_add(len).min(bytes.len());
+        Ok(bytes[start..end].to_vec())
+    }
+
+    fn write(&mut self, open: Open, offset: u64, bytes: &[u8]) -> Attempt<()> {
+        if !open.how.writes() {
+            return Err(Errno::BADF.into());
+        }
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let inode = self.inode_mut(open.id);
+        let data = inode.data();
+        let start = match open.how {
+            How::Append => data.len(),
+            _ => usize::try_from(offset).unwrap(),
+        };
+        let end = start + bytes.len();
+        if data.len() < end {
+            data.resize(end, 0);
+        }
+        data[start..end].copy_from_slice(bytes);
+        inode.mtime = None;
+        Ok(())
+    }
+
+    fn truncate(&mut self, at: &At, len: u64) -> Attempt<()> {
+        let id = self.at(at)?;
+        match at {
+            At::Path(_) => match self.inode(id).kind() {
+                'f' => {}
+                'd' => return Err(Errno::ISDIR.into()),
+                'l' => return Err(Stop::Skip),
+                _ => return Err(Errno::INVAL.into()),
+            },
+            At::Slot(slot) => {
+                if !self.slot(*slot)?.how.writes() {
+                    return Err(Errno::INVAL.into());
+                }
+            }
+        }
+        self.set_len(id, usize::try_from(len).unwrap());
+        Ok(())
+    }
+
+    fn set_len(&mut self, id: Id, len: usize) {
+        let inode = self.inode_mut(id);
+        inode.data().resize(len, 0);
+        inode.mtime = None;
+    }
+
+    fn allocate(&mut self, open: Open, space: Space, offset: u64, len: u64) -> Attempt<()> {
+        if !open.how.writes() {
+            return Err(Errno::BADF.into());
+        }
+        if open.how == How::Append && space == Space::Punch {
+            return Err(Errno::PERM.into());
+        }
+        let (start, len) = (usize::try_from(offset).unwrap(), usize::try_from(len).unwrap());
+        let inode = self.inode_mut(open.id);
+        inode.mtime = None;
+        let data = inode.data();
+        match space {
+            Space::Extend if data.len() < start + len => data.resize(start + len, 0),
+            Space::Punch => {
+                let (start, end) = (start.min(data.len()), (start + len).min(data.len()));
+                data[start..end].fill(0);
+            }
+            Space::Extend | Space::KeepSize => {}
+        }
+        Ok(())
+    }
+
+    fn chown(&mut self, id: Id, uid: Option<u32>, gid: Option<u32>) {
+        let inode = self.inode_mut(id);
+        inode.owner = (uid.unwrap_or(inode.owner.0), gid.unwrap_or(inode.owner.1));
+        if inode.kind() != 'd' {
+            inode.mode &= !S_ISUID;
+            // Without the right to execute, this bit meant mandatory locking once.
+            if inode.mode & 0o010 != 0 {
+                inode.mode &= !S_ISGID;
+            }
+        }
+    }
+}
