@@ -12,9 +12,22 @@ use super::ops::{self, Hands, Op, Outcome};
 #[derive(Debug, Default)]
 pub struct Numbers(BTreeMap<Id, u64>);
 
+/// Which files keep their numbers for as long as they are mounted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Numbered {
+    All,
+    FilesAndDirs,
+}
+
 /// All that is otherwise than it should be.
-pub fn differences(mount: &Path, model: &Model, numbers: &mut Numbers) -> Vec<String> {
-    let mut walk = Walk { mount, model, numbers, found: Vec::new(), seen: BTreeMap::new() };
+pub fn differences(
+    mount: &Path,
+    model: &Model,
+    numbers: &mut Numbers,
+    numbered: Numbered,
+) -> Vec<String> {
+    let mut walk =
+        Walk { mount, model, numbers, numbered, found: Vec::new(), seen: BTreeMap::new() };
     walk.dir(Path::new(""), ROOT);
     walk.found
 }
@@ -23,6 +36,7 @@ struct Walk<'a> {
     mount: &'a Path,
     model: &'a Model,
     numbers: &'a mut Numbers,
+    numbered: Numbered,
     found: Vec<String>,
     /// By inode number.
     seen: BTreeMap<u64, Id>,
@@ -67,7 +81,9 @@ impl Walk<'_> {
             Err(e) => return self.found.push(format!("{path:?}: stat: {e:?}")),
         };
         let inode = self.model.inode(id);
-        self.number(path, id, stat.st_ino);
+        if self.numbered == Numbered::All || matches!(inode.kind(), 'f' | 'd') {
+            self.number(path, id, stat.st_ino);
+        }
         let expected = inode.stat();
         let mut seen = ops::stat_of(&stat);
         forget_unpromised(&mut seen, &expected);

@@ -11,7 +11,7 @@ use rustix::fs::{
 use stratafs::LayerFormat;
 
 use super::model::{Dir, Id, Inode, Model, ROOT, Rules, What};
-use super::ops::{Chooser, XATTRS, pattern};
+use super::ops::{self, Chooser, XATTRS, pattern};
 
 /// What a layer says of a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,6 +130,10 @@ fn tree_of<'a>(lines: impl Iterator<Item = &'a Line>, format: LayerFormat) -> En
     for line in lines {
         let too_long = |name: &OsStr| name.len() > 255;
         let mark = |name: &OsStr| name.as_bytes().starts_with(b".wh.");
+        let long = |name: &OsStr| ops::is_long(name);
+        if matches!(line.saying, Saying::Dir { .. }) && line.path.iter().any(long) {
+            continue;
+        }
         if line.path.iter().any(|n| too_long(n) || format == LayerFormat::Aufs && mark(n)) {
             continue;
         }
@@ -141,6 +145,26 @@ fn tree_of<'a>(lines: impl Iterator<Item = &'a Line>, format: LayerFormat) -> En
         }
     }
     root
+}
+
+/// Where lower layers may have whiteouts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whiteouts {
+    Anywhere,
+    /// Only in directories that lower layers have, too: in others the kernel lists them as devices.
+    InMerged,
+}
+
+/// Takes away whiteouts in directories that are merged with none: `below` is what they are put on.
+fn prune(layer: &mut Entry, below: Option<Id>, model: &Model) {
+    let Node::Dir { opaque, children } = &mut layer.node else { return };
+    let below = below.filter(|&id| !*opaque && model.inode(id).kind() == 'd');
+    if below.is_none() {
+        children.retain(|_, child| !matches!(child.node, Node::Whiteout));
+    }
+    for (name, child) in children {
+        prune(child, below.and_then(|id| model.dir(id).entries.get(name).copied()), model);
+    }
 }
 
 /// What is in a directory, which is made if it is missing; none if something else has its name.
@@ -157,18 +181,45 @@ fn children_at<'a>(top: &'a mut Entry, dir: &Path) -> Option<&'a mut BTreeMap<Os
 }
 
 /// The layers on disk, the topmost first, and the model of their union.
-pub fn build(lines: &[Line], layers: usize, dir: &Path, rules: Rules) -> (Vec<PathBuf>, Model) {
+pub fn build(
+    lines: &[Line],
+    layers: usize,
+    dir: &Path,
+    rules: Rules,
+    whiteouts: Whiteouts,
+) -> (Vec<PathBuf>, Model) {
+    let mut dirs = Vec::new();
+    let model = merge_all(lines, layers, rules, whiteouts, |layer, tree| {
+        let at = dir.join(format!("lower{layer}"));
+        write(tree, &at, rules.format);
+        dirs.insert(0, at);
+    });
+    (dirs, model)
+}
+
+/// The model of layers that are not on disk.
+pub fn merged(lines: &[Line], layers: usize, rules: Rules, whiteouts: Whiteouts) -> Model {
+    merge_all(lines, layers, rules, whiteouts, |_, _| ())
+}
+
+fn merge_all(
+    lines: &[Line],
+    layers: usize,
+    rules: Rules,
+    whiteouts: Whiteouts,
+    mut each: impl FnMut(usize, &Entry),
+) -> Model {
     let root = Inode::new(What::Dir(Dir { merged: true, ..Dir::default() }), 0o755, (0, 0));
     let mut model = Model::new(rules, root);
-    let mut dirs = Vec::new();
     for layer in 0..layers {
-        let tree = tree_of(lines.iter().filter(|line| line.layer == layer), rules.format);
-        let at = dir.join(format!("lower{layer}"));
-        write(&tree, &at, rules.format);
+        let mut tree = tree_of(lines.iter().filter(|line| line.layer == layer), rules.format);
+        if whiteouts == Whiteouts::InMerged {
+            prune(&mut tree, Some(ROOT), &model);
+        }
+        each(layer, &tree);
         merge(&tree, ROOT, &mut model);
-        dirs.insert(0, at);
     }
-    (dirs, model)
+    model
 }
 
 fn merge(layer: &Entry, id: Id, model: &mut Model) {

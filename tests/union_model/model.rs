@@ -5,12 +5,14 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use stratafs::LayerFormat;
 
-use super::ops::{At, How, Move, Op, Outcome, SLOTS, Set, Space, Stat, Time, pattern};
+use super::ops::{
+    At, Bits, How, Move, Op, Outcome, SLOTS, Set, Space, Stat, Time, is_long, pattern,
+};
 use crate::support::union_mount::UMASK;
 
 pub type Id = usize;
@@ -78,7 +80,15 @@ impl Inode {
         };
         let kind = self.kind();
         let nlink = (kind != 'd').then_some(self.nlink);
-        Stat { kind, mode: self.mode, owner: self.owner, size, nlink, rdev, mtime: self.mtime }
+        Stat {
+            kind,
+            mode: Bits(self.mode),
+            owner: self.owner,
+            size,
+            nlink,
+            rdev,
+            mtime: self.mtime,
+        }
     }
 
     fn data(&mut self) -> &mut Vec<u8> {
@@ -104,6 +114,19 @@ pub enum Expected {
     Just(Outcome),
     /// One of these errors, since the order is nobody's promise.
     OneOf(Vec<Errno>),
+}
+
+impl std::fmt::Display for Expected {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Expected::Skip => f.write_str("anything"),
+            Expected::Just(outcome) => write!(f, "{outcome:?}"),
+            Expected::OneOf(errors) => {
+                let errors = errors.iter().map(|&errno| Outcome::Failed(errno));
+                write!(f, "one of {:?}", errors.collect::<Vec<_>>())
+            }
+        }
+    }
 }
 
 impl Expected {
@@ -207,6 +230,26 @@ impl Model {
         }
     }
 
+    /// All paths by which something can be reached without links.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        let mut paths = Vec::new();
+        let mut dirs = vec![(PathBuf::new(), ROOT)];
+        while let Some((path, id)) = dirs.pop() {
+            for (name, &child) in &self.dir(id).entries {
+                paths.push(path.join(name));
+                if self.is_dir(child) {
+                    dirs.push((path.join(name), child));
+                }
+            }
+        }
+        paths
+    }
+
+    /// Whether a file is open that has lost its last name.
+    pub fn is_nameless(&self, slot: usize) -> bool {
+        self.open[slot].is_some_and(|open| self.inode(open.id).nlink == 0)
+    }
+
     /// Closes what is open, as before a remount.
     pub fn close_all(&mut self) {
         for slot in 0..SLOTS {
@@ -236,7 +279,7 @@ impl Model {
             }
             Op::Close { slot } => self.close(*slot),
             Op::Put { path, how, offset, len, seed } => {
-                let id = self.open_path(path, *how, 0o666)?;
+                let id = self.open_path(path, *how, Bits(0o666))?;
                 self.write(Open { id, how: *how }, *offset, &pattern(*len, *seed))?;
             }
             Op::Write { slot, offset, len, seed } => {
@@ -247,7 +290,7 @@ impl Model {
                 return Ok(Outcome::Bytes(self.read(open, *offset, *len)?));
             }
             Op::ReadFile { path } => {
-                let id = self.open_path(path, How::Read, 0)?;
+                let id = self.open_path(path, How::Read, Bits(0))?;
                 return Ok(Outcome::Bytes(self.read(
                     Open { id, how: How::Read },
                     0,
@@ -277,7 +320,7 @@ impl Model {
                 if matches!(at, At::Path(_)) && self.inode(id).kind() == 'l' {
                     return Err(Stop::Skip);
                 }
-                self.inode_mut(id).mode = *mode;
+                self.inode_mut(id).mode = mode.0;
             }
             Op::Chown { at, uid, gid } => {
                 let id = self.at(at)?;
@@ -317,15 +360,15 @@ impl Model {
                     _ => Err(Errno::INVAL.into()),
                 };
             }
-            Op::Fifo { path, mode } => _ = self.make(path, What::Fifo, mode & !UMASK)?,
+            Op::Fifo { path, mode } => _ = self.make(path, What::Fifo, mode.0 & !UMASK)?,
             Op::Char { path, mode, major, minor } => {
                 if (*major, *minor) == (0, 0) {
                     return Err(self.make_whiteout(path));
                 }
-                self.make(path, What::Char(*major, *minor), mode & !UMASK)?;
+                self.make(path, What::Char(*major, *minor), mode.0 & !UMASK)?;
             }
             Op::Mkdir { path, mode } => {
-                self.make(path, What::Dir(Dir::default()), mode & 0o1777 & !UMASK)?;
+                self.make(path, What::Dir(Dir::default()), mode.0 & 0o1777 & !UMASK)?;
             }
             Op::Rmdir { path } => {
                 let (parent, name) = self.parent(path)?;
@@ -517,6 +560,12 @@ impl Model {
         if new == Some(old) {
             return Ok(());
         }
+        let merged = |id: Id| self.is_dir(id) && self.dir(id).merged;
+        let too_long = |id, name: &OsStr| merged(id) && is_long(name);
+        if too_long(old, &new_name) || new.is_some_and(|new| too_long(new, &old_name)) {
+            // What its own name is, is in the redirect if it is moved once more.
+            return Err(Stop::Skip);
+        }
         let mut errors = Vec::new();
         if let Some(new) = new
             && how != Move::Exchange
@@ -616,14 +665,14 @@ impl Model {
         }
     }
 
-    fn open_path(&mut self, path: &Path, how: How, mode: u32) -> Attempt<Id> {
+    fn open_path(&mut self, path: &Path, how: How, mode: Bits) -> Attempt<Id> {
         let (parent, name) = self.parent(path)?;
         let id = match self.child(parent, &name) {
             Ok(id) => id,
             Err(Stop::Errno(Errno::NOENT)) if how.creates() => {
                 self.may_be_named(&name)?;
                 let what = What::File(Vec::new());
-                return Ok(self.make_at(parent, &name, what, mode & !UMASK));
+                return Ok(self.make_at(parent, &name, what, mode.0 & !UMASK));
             }
             Err(stop) => return Err(stop),
         };
@@ -705,9 +754,6 @@ impl Model {
     fn allocate(&mut self, open: Open, space: Space, offset: u64, len: u64) -> Attempt<()> {
         if !open.how.writes() {
             return Err(Errno::BADF.into());
-        }
-        if open.how == How::Append && space == Space::Punch {
-            return Err(Errno::PERM.into());
         }
         let (start, len) = (usize::try_from(offset).unwrap(), usize::try_from(len).unwrap());
         let inode = self.inode_mut(open.id);

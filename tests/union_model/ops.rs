@@ -16,6 +16,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::model::Model;
 use crate::support::union_mount::Rng;
 
 /// How many files are open at most.
@@ -85,6 +86,16 @@ pub enum Move {
     Exchange,
 }
 
+/// The bits of a mode, in octal for who reads them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Bits(pub u32);
+
+impl fmt::Debug for Bits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#o}", self.0)
+    }
+}
+
 /// What an operation is about: a name, or a file that is open.
 #[derive(Clone, PartialEq, Eq)]
 pub enum At {
@@ -107,7 +118,7 @@ pub enum Op {
         slot: usize,
         path: PathBuf,
         how: How,
-        mode: u32,
+        mode: Bits,
     },
     Close {
         slot: usize,
@@ -159,7 +170,7 @@ pub enum Op {
     },
     Chmod {
         at: At,
-        mode: u32,
+        mode: Bits,
     },
     Chown {
         at: At,
@@ -192,17 +203,17 @@ pub enum Op {
     },
     Fifo {
         path: PathBuf,
-        mode: u32,
+        mode: Bits,
     },
     Char {
         path: PathBuf,
-        mode: u32,
+        mode: Bits,
         minor: u32,
         major: u32,
     },
     Mkdir {
         path: PathBuf,
-        mode: u32,
+        mode: Bits,
     },
     Rmdir {
         path: PathBuf,
@@ -243,7 +254,7 @@ impl fmt::Debug for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Outcome::Done => f.write_str("Done"),
-            Outcome::Failed(errno) => write!(f, "{errno:?}"),
+            Outcome::Failed(errno) => nix::errno::Errno::from_raw(errno.raw_os_error()).fmt(f),
             Outcome::Bytes(bytes) => write!(f, "{}", runs(bytes)),
             Outcome::Text(text) => OsStr::from_bytes(text).fmt(f),
             Outcome::Names(names) => names.fmt(f),
@@ -288,7 +299,7 @@ pub fn pattern(len: usize, seed: u8) -> Vec<u8> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stat {
     pub kind: char,
-    pub mode: u32,
+    pub mode: Bits,
     pub owner: (u32, u32),
     pub size: Option<u64>,
     pub nlink: Option<u64>,
@@ -314,7 +325,7 @@ pub fn stat_of(stat: &rustix::fs::Stat) -> Stat {
     let rdev = device.then(|| (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)));
     Stat {
         kind,
-        mode: stat.st_mode & 0o7777,
+        mode: Bits(stat.st_mode & 0o7777),
         owner: (stat.st_uid, stat.st_gid),
         size: matches!(kind, 'f' | 'l').then_some(stat.st_size as u64),
         nlink: (kind != 'd').then_some(stat.st_nlink as u64),
@@ -356,7 +367,7 @@ impl Hands {
                 self.slots[*slot] = None;
                 let path = self.path(path);
                 self.slots[*slot] =
-                    Some(rustix::fs::open(path, how.flags(), Mode::from_raw_mode(*mode))?);
+                    Some(rustix::fs::open(path, how.flags(), Mode::from_raw_mode(mode.0))?);
             }
             Op::Close { slot } => self.slots[*slot] = None,
             Op::Put { path, how, offset, len, seed } => {
@@ -409,7 +420,7 @@ impl Hands {
                 return Ok(Outcome::Stat(stat_of(&rustix::fs::fstat(self.fd(*slot))?)));
             }
             Op::Chmod { at, mode } => {
-                let mode = Mode::from_raw_mode(*mode);
+                let mode = Mode::from_raw_mode(mode.0);
                 match at {
                     At::Path(path) => rustix::fs::chmod(self.path(path), mode)?,
                     At::Slot(slot) => rustix::fs::fchmod(self.fd(*slot), mode)?,
@@ -472,15 +483,16 @@ impl Hands {
                 return Ok(Outcome::Text(target.into_bytes()));
             }
             Op::Fifo { path, mode } => {
-                let mode = Mode::from_raw_mode(*mode);
+                let mode = Mode::from_raw_mode(mode.0);
                 rustix::fs::mknodat(CWD, self.path(path), FileType::Fifo, mode, 0)?;
             }
             Op::Char { path, mode, minor, major } => {
-                let (mode, dev) = (Mode::from_raw_mode(*mode), rustix::fs::makedev(*major, *minor));
+                let (mode, dev) =
+                    (Mode::from_raw_mode(mode.0), rustix::fs::makedev(*major, *minor));
                 rustix::fs::mknodat(CWD, self.path(path), FileType::CharacterDevice, mode, dev)?;
             }
             Op::Mkdir { path, mode } => {
-                rustix::fs::mkdir(self.path(path), Mode::from_raw_mode(*mode))?;
+                rustix::fs::mkdir(self.path(path), Mode::from_raw_mode(mode.0))?;
             }
             Op::Rmdir { path } => rustix::fs::rmdir(self.path(path))?,
             Op::Unlink { path } => rustix::fs::unlink(self.path(path))?,
@@ -584,6 +596,12 @@ pub struct Chooser {
     /// Whether names that end at a limit may be chosen.
     pub long_names: bool,
     pub switches: bool,
+    /// Paths of which there is something, to be chosen as often as any others.
+    pub there: Vec<PathBuf>,
+}
+
+pub fn is_long(name: &OsStr) -> bool {
+    name.len() > 100
 }
 
 const MODES: &[u32] =
@@ -607,8 +625,16 @@ impl Chooser {
     }
 
     pub fn path(&mut self) -> PathBuf {
+        if !self.there.is_empty() && self.rng.one_in(2) {
+            let i = self.rng.below(self.there.len() as u64);
+            return self.there[usize::try_from(i).unwrap()].clone();
+        }
         let depth = 1 + self.rng.below(2) + u64::from(self.rng.one_in(4));
-        (0..depth).map(|_| self.name()).collect()
+        let names: Vec<_> = (0..depth).map(|_| self.name()).collect();
+        let last = names.len() - 1;
+        let fits = |(i, name): (usize, &OsString)| i == last || !is_long(name);
+        // Directories with long names would have redirects too long to be written.
+        names.iter().enumerate().filter(|entry| fits(*entry)).map(|(_, name)| name).collect()
     }
 
     fn slot(&mut self) -> usize {
@@ -661,7 +687,7 @@ impl Chooser {
                 slot: self.slot(),
                 path: self.path(),
                 how: self.how(),
-                mode: self.mode(),
+                mode: Bits(self.mode()),
             },
             6..8 => Op::Close { slot: self.slot() },
             8..18 => {
@@ -693,7 +719,7 @@ impl Chooser {
             }
             40 => Op::Sync { slot: self.slot() },
             41..45 => Op::Stat { at: self.at() },
-            45..48 => Op::Chmod { at: self.at(), mode: self.mode() },
+            45..48 => Op::Chmod { at: self.at(), mode: Bits(self.mode()) },
             48..51 => {
                 let (uid, gid) = self.owner();
                 let (uid, gid) = match self.rng.below(3) {
@@ -721,12 +747,12 @@ impl Chooser {
             61..63 => Op::Xattrs { at: self.at() },
             63..66 => Op::Symlink { path: self.path(), target: self.rng.pick(TARGETS) },
             66 => Op::ReadLink { path: self.path() },
-            67 => Op::Fifo { path: self.path(), mode: self.mode() },
+            67 => Op::Fifo { path: self.path(), mode: Bits(self.mode()) },
             68 => {
                 let (major, minor) = self.rng.pick(&[(1, 3), (1, 3), (1, 3), (0, 0)]);
-                Op::Char { path: self.path(), mode: self.mode(), major, minor }
+                Op::Char { path: self.path(), mode: Bits(self.mode()), major, minor }
             }
-            69..75 => Op::Mkdir { path: self.path(), mode: self.mode() },
+            69..75 => Op::Mkdir { path: self.path(), mode: Bits(self.mode()) },
             75..79 => Op::Rmdir { path: self.path() },
             79..84 => Op::Unlink { path: self.path() },
             84..88 => Op::Link { from: self.path(), to: self.path() },
@@ -755,7 +781,17 @@ impl Chooser {
         }
     }
 
-    pub fn ops(&mut self, count: usize) -> Vec<Op> {
-        (0..count).map(|_| self.op()).collect()
+    /// Operations that are likely to find something, if they are done one after the other.
+    pub fn ops(&mut self, count: usize, mut model: Model) -> Vec<Op> {
+        let next = |_| {
+            self.there = model.paths();
+            let op = self.op();
+            match op {
+                Op::Remount | Op::Switch => model.close_all(),
+                _ => _ = model.carry_out(&op),
+            }
+            op
+        };
+        (0..count).map(next).collect()
     }
 }
