@@ -105,6 +105,7 @@ fn run_seed(setup: &Setup, seed: u64) -> Result<(), String> {
         long_names: setup.rules.format != LayerFormat::Aufs,
         switches: setup.switches,
         there: Vec::new(),
+        open: Vec::new(),
     };
     let layers = 1 + usize::try_from(chooser.rng.below(3)).unwrap();
     let lines = layers::random_lines(&mut chooser, layers);
@@ -279,6 +280,11 @@ fn kernel_does_otherwise(op: &Op, model: &Model) -> bool {
         | Op::Utimens { at: At::Slot(slot), .. }
         | Op::SetXattr { at: At::Slot(slot), .. }
         | Op::RemoveXattr { at: At::Slot(slot), .. } => model.is_nameless(*slot),
+        // Links, pipes and devices have no user xattrs, without which it takes the names of a file that
+        // it has copied up for names of two.
+        Op::Link { from, .. } if model.rules.format == LayerFormat::OverlayUser => {
+            model.kind_at(from) != Some('f')
+        }
         _ => false,
     }
 }

@@ -245,6 +245,15 @@ impl Model {
         paths
     }
 
+    /// The kind of what has a path, if something has it.
+    pub fn kind_at(&self, path: &Path) -> Option<char> {
+        self.lookup(path).ok().map(|id| self.inode(id).kind())
+    }
+
+    pub fn is_open(&self, slot: usize) -> bool {
+        self.open[slot].is_some()
+    }
+
     /// Whether a file is open that has lost its last name.
     pub fn is_nameless(&self, slot: usize) -> bool {
         self.open[slot].is_some_and(|open| self.inode(open.id).nlink == 0)

@@ -369,11 +369,12 @@ impl Hands {
                 self.slots[*slot] =
                     Some(rustix::fs::open(path, how.flags(), Mode::from_raw_mode(mode.0))?);
             }
-            Op::Close { slot } => self.slots[*slot] = None,
+            Op::Close { slot } => close(self.slots[*slot].take())?,
             Op::Put { path, how, offset, len, seed } => {
                 let mode = Mode::from_raw_mode(0o666);
                 let fd = rustix::fs::open(self.path(path), how.flags(), mode)?;
                 write_all(&fd, &pattern(*len, *seed), *offset)?;
+                close(Some(fd))?;
             }
             Op::Write { slot, offset, len, seed } => {
                 write_all(self.fd(*slot), &pattern(*len, *seed), *offset)?;
@@ -512,6 +513,12 @@ impl Hands {
     }
 }
 
+/// What was written may fail only now.
+fn close(fd: Option<OwnedFd>) -> Attempt<()> {
+    let closed = fd.map_or(Ok(()), nix::unistd::close);
+    closed.map_err(|e| Errno::from_raw_os_error(e as i32))
+}
+
 fn write_all(fd: impl AsFd, mut bytes: &[u8], mut offset: u64) -> Attempt<()> {
     while !bytes.is_empty() {
         let n = rustix::io::pwrite(&fd, bytes, offset)?;
@@ -598,6 +605,8 @@ pub struct Chooser {
     pub switches: bool,
     /// Paths of which there is something, to be chosen as often as any others.
     pub there: Vec<PathBuf>,
+    /// The files that are open.
+    pub open: Vec<usize>,
 }
 
 pub fn is_long(name: &OsStr) -> bool {
@@ -637,12 +646,20 @@ impl Chooser {
         names.iter().enumerate().filter(|entry| fits(*entry)).map(|(_, name)| name).collect()
     }
 
-    fn slot(&mut self) -> usize {
+    /// One to be opened.
+    fn any_slot(&mut self) -> usize {
         usize::try_from(self.rng.below(SLOTS as u64)).unwrap()
     }
 
+    fn slot(&mut self) -> usize {
+        if !self.open.is_empty() && !self.rng.one_in(8) {
+            return self.rng.pick(&self.open);
+        }
+        self.any_slot()
+    }
+
     fn at(&mut self) -> At {
-        if self.rng.one_in(4) { At::Slot(self.slot()) } else { At::Path(self.path()) }
+        if self.rng.one_in(3) { At::Slot(self.slot()) } else { At::Path(self.path()) }
     }
 
     pub fn mode(&mut self) -> u32 {
@@ -684,7 +701,7 @@ impl Chooser {
     fn op(&mut self) -> Op {
         match self.rng.below(104) {
             0..6 => Op::Open {
-                slot: self.slot(),
+                slot: self.any_slot(),
                 path: self.path(),
                 how: self.how(),
                 mode: Bits(self.mode()),
@@ -785,6 +802,7 @@ impl Chooser {
     pub fn ops(&mut self, count: usize, mut model: Model) -> Vec<Op> {
         let next = |_| {
             self.there = model.paths();
+            self.open = (0..SLOTS).filter(|&slot| model.is_open(slot)).collect();
             let op = self.op();
             match op {
                 Op::Remount | Op::Switch => model.close_all(),
