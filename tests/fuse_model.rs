@@ -173,7 +173,8 @@ fn run(setup: &Setup, script: &Script) -> Result<(), Failure> {
         rustix::fs::chmod(made, mode).unwrap();
     }
     let Rules { format, redirects } = setup.rules;
-    let branches = Branches { lowers, upper: Some((upper, work)), format, redirects };
+    let mut branches = Branches::new(lowers, Some((upper, work)), format);
+    branches.redirects = redirects;
     let mut course = Course {
         setup,
         dir,

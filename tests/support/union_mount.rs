@@ -89,9 +89,21 @@ pub struct Branches {
     pub format: LayerFormat,
     /// Whether directories of lower layers can be renamed.
     pub redirects: bool,
+    /// Options of our own program beyond these, each after a comma.
+    pub more: String,
 }
 
 impl Branches {
+    /// With redirects where the format has them.
+    pub fn new(
+        lowers: Vec<PathBuf>,
+        upper: Option<(PathBuf, PathBuf)>,
+        format: LayerFormat,
+    ) -> Branches {
+        let redirects = format != LayerFormat::Aufs;
+        Branches { lowers, upper, format, redirects, more: String::new() }
+    }
+
     fn options(&self, engine: &Engine) -> String {
         let lowers: Vec<_> = self.lowers.iter().map(|dir| dir.to_str().unwrap()).collect();
         let mut options = format!("lowerdir={}", lowers.join(":"));
@@ -102,6 +114,7 @@ impl Branches {
         match (engine, self.format) {
             (Engine::Own, format) => {
                 options.push_str(&format!(",format={},dev,suid", format.as_str()));
+                options.push_str(&self.more);
                 if !self.redirects {
                     options.push_str(",redirect_dir=off");
                 }
