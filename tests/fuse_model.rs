@@ -13,6 +13,7 @@ mod support {
     pub mod union_mount;
 }
 mod union_model {
+    #![allow(dead_code, reason = "each suite uses its part")]
     pub mod compare;
     pub mod layers;
     pub mod model;

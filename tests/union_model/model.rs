@@ -250,6 +250,29 @@ impl Model {
         self.lookup(path).ok().map(|id| self.inode(id).kind())
     }
 
+    pub fn id_at(&self, path: &Path) -> Option<Id> {
+        self.lookup(path).ok()
+    }
+
+    pub fn open_id(&self, slot: usize) -> Option<Id> {
+        self.open[slot].map(|open| open.id)
+    }
+
+    /// What the regular files hold.
+    pub fn files(&self) -> impl Iterator<Item = (Id, &Vec<u8>)> {
+        self.inodes.iter().filter_map(|(&id, inode)| match &inode.what {
+            What::File(bytes) => Some((id, bytes)),
+            _ => None,
+        })
+    }
+
+    pub fn content(&self, id: Id) -> Option<&Vec<u8>> {
+        match &self.inodes.get(&id)?.what {
+            What::File(bytes) => Some(bytes),
+            _ => None,
+        }
+    }
+
     pub fn is_open(&self, slot: usize) -> bool {
         self.open[slot].is_some()
     }

@@ -1,0 +1,161 @@
+//! What a server keeps does not grow with the tree: neither descriptors, nor, once the kernel has
+//! forgotten what it knew, memory.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support {
+    #![allow(dead_code, reason = "each suite uses its part")]
+    pub mod suite;
+    pub mod union_mount;
+}
+
+use std::fs;
+use std::path::Path;
+
+use stratafs::LayerFormat;
+use support::suite;
+use support::union_mount::{Branches, Engine, UnionMount, full};
+
+/// Far below the number of files, and of what processes may have open.
+const MOST_DESCRIPTORS: usize = 4096;
+const FILES_A_DIR: usize = 100;
+
+fn main() {
+    support::union_mount::enter_own_mount_namespace();
+    let engine = Engine::under_test();
+    let hindrance = match engine {
+        Engine::Kernel => Some("the kernel has no server".to_owned()),
+        _ => engine.hindrance(),
+    };
+    let walk = {
+        let engine = engine.clone();
+        move || walk(&engine)
+    };
+    suite::run_one_by_one(vec![
+        suite::trial("descriptors_and_memory_are_bounded", hindrance.clone(), walk),
+        suite::trial("what_was_written_is_forgotten", hindrance, move || churn(&engine)),
+    ]);
+}
+
+struct Server {
+    mount: UnionMount,
+    _dir: tempfile::TempDir,
+}
+
+impl Server {
+    fn over(engine: &Engine, files: usize) -> Server {
+        let dir = suite::temp();
+        let (lower, upper, work) =
+            (dir.path().join("lower"), dir.path().join("upper"), dir.path().join("work"));
+        for dir in [&lower, &upper, &work] {
+            fs::create_dir(dir).unwrap();
+        }
+        for i in 0..files / FILES_A_DIR {
+            let below = lower.join(format!("{}/{i}", i % 10));
+            fs::create_dir_all(&below).unwrap();
+            for j in 0..FILES_A_DIR {
+                fs::write(below.join(format!("file-{j}")), format!("{i} {j}")).unwrap();
+            }
+        }
+        let format = LayerFormat::OverlayTrusted;
+        let branches = Branches::new(vec![lower], Some((upper, work)), format);
+        let mount = UnionMount::new(engine, &branches, &dir.path().join("mount"));
+        Server { mount, _dir: dir }
+    }
+
+    fn root(&self) -> &Path {
+        self.mount.path()
+    }
+
+    fn proc(&self, file: &str) -> std::path::PathBuf {
+        format!("/proc/{}/{file}", self.mount.server().unwrap()).into()
+    }
+
+    fn descriptors(&self) -> usize {
+        fs::read_dir(self.proc("fd")).unwrap().count()
+    }
+
+    fn check_descriptors(&self) {
+        let open = self.descriptors();
+        assert!(open < MOST_DESCRIPTORS, "the server has {open} descriptors");
+    }
+
+    /// In KiB.
+    fn resident(&self) -> u64 {
+        let status = fs::read_to_string(self.proc("status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// Reads all of the tree; the number of files.
+    fn walk(&self) -> usize {
+        let mut files = 0;
+        for entry in walkdir::WalkDir::new(self.root()) {
+            let entry = entry.unwrap();
+            if entry.file_type().is_file() {
+                assert!(!fs::read(entry.path()).unwrap().is_empty(), "{:?}", entry.path());
+                files += 1;
+            } else if files % (50 * FILES_A_DIR) == 0 {
+                self.check_descriptors();
+            }
+        }
+        self.check_descriptors();
+        files
+    }
+
+    /// Has the kernel forget what it knows of the mount (pages first, which keep inodes), and the server hear it.
+    fn forget(&self) {
+        for _ in 0..2 {
+            fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+            // It is told in between other requests, which it answers in the order in which they come.
+            for _ in 0..2000 {
+                rustix::fs::statfs(self.root()).unwrap();
+            }
+        }
+    }
+}
+
+fn walk(engine: &Engine) {
+    let files = if full() { 1_000_000 } else { 30_000 };
+    let server = Server::over(engine, files);
+    let fresh = server.resident();
+    let mut after = Vec::new();
+    let mut before = Vec::new();
+    for _ in 0..4 {
+        assert_eq!(server.walk(), files);
+        assert_eq!(server.walk(), files);
+        before.push(server.resident());
+        server.forget();
+        after.push(server.resident());
+        server.check_descriptors();
+    }
+    let told = format!("{fresh} KiB at first, {before:?} after walks, {after:?} when forgotten");
+    assert!(after[3] * 10 <= after[0] * 12, "memory grows: {told}");
+    assert!(before[3] * 10 <= before[0] * 12, "memory grows: {told}");
+    // Most of what the walk took comes back; of small heaps some never does.
+    let (taken, kept) = (before[0].saturating_sub(fresh), after[0].saturating_sub(fresh));
+    assert!(kept <= taken / 2 + 4096, "memory is not given back: {told}");
+    server.mount.unmount().unwrap();
+}
+
+/// Names that come and go leave nothing in memory.
+fn churn(engine: &Engine) {
+    let server = Server::over(engine, 1000);
+    let rounds = if full() { 40 } else { 4 };
+    let mut after = Vec::new();
+    for round in 0..rounds {
+        for i in 0..2000 {
+            let (path, to) = (format!("made-{round}-{i}"), format!("moved-{round}-{i}"));
+            let (path, to) = (server.root().join(path), server.root().join(to));
+            fs::write(&path, "made").unwrap();
+            fs::rename(&path, &to).unwrap();
+            assert!(fs::metadata(&path).is_err());
+            fs::remove_file(&to).unwrap();
+        }
+        server.check_descriptors();
+        server.forget();
+        after.push(server.resident());
+    }
+    let (first, last) = (after[0], after[after.len() - 1]);
+    assert!(last * 10 <= first * 12, "memory grows: {after:?} KiB");
+    server.mount.unmount().unwrap();
+}
