@@ -12,9 +12,13 @@ mod support {
 }
 mod union_model {
     #![allow(dead_code, reason = "each suite uses its part")]
+    pub mod choose;
     pub mod compare;
+    pub mod files;
+    pub mod hands;
     pub mod layers;
     pub mod model;
+    pub mod names;
     pub mod ops;
 }
 
@@ -27,10 +31,12 @@ use rustix::process::{Pid, Signal, kill_process};
 use stratafs::LayerFormat;
 use support::suite;
 use support::union_mount::{Branches, Engine, Rng, UnionMount, asked_seed, full};
+use union_model::choose::Chooser;
 use union_model::compare::{self, Numbered, Numbers};
+use union_model::hands::Hands;
 use union_model::layers::{self, Whiteouts};
 use union_model::model::{Expected, Id, Model, Rules, What};
-use union_model::ops::{Chooser, Hands, How, Op, Outcome, runs};
+use union_model::ops::{How, Op, Outcome, runs};
 
 fn main() {
     support::union_mount::enter_own_mount_namespace();

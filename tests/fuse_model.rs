@@ -14,9 +14,13 @@ mod support {
 }
 mod union_model {
     #![allow(dead_code, reason = "each suite uses its part")]
+    pub mod choose;
     pub mod compare;
+    pub mod files;
+    pub mod hands;
     pub mod layers;
     pub mod model;
+    pub mod names;
     pub mod ops;
 }
 
@@ -26,10 +30,12 @@ use std::path::{Path, PathBuf};
 use stratafs::LayerFormat;
 use support::suite;
 use support::union_mount::{Branches, Engine, Rng, UnionMount, asked_seed, full};
+use union_model::choose::Chooser;
 use union_model::compare::{self, Numbered, Numbers};
+use union_model::hands::Hands;
 use union_model::layers::{self, Line, Whiteouts};
 use union_model::model::{Expected, Model, Rules};
-use union_model::ops::{At, Chooser, Hands, Op};
+use union_model::ops::{At, Op};
 
 /// A kind of union.
 #[derive(Clone, Debug)]

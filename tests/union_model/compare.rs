@@ -5,8 +5,9 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use super::hands::{self, Hands};
 use super::model::{Id, Model, ROOT, What, forget_unpromised};
-use super::ops::{self, Hands, Op, Outcome};
+use super::ops::{self, Op, Outcome};
 
 /// The inode numbers that were seen in one mount: a file keeps its own, whatever is done to it.
 #[derive(Debug, Default)]
@@ -93,7 +94,7 @@ impl Walk<'_> {
                 return;
             }
         }
-        match ops::xattrs_of(&full) {
+        match hands::xattrs_of(&full) {
             Ok(xattrs) if xattrs == inode.xattrs => {}
             other => {
                 let expected = &inode.xattrs;

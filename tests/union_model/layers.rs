@@ -10,8 +10,9 @@ use rustix::fs::{
 };
 use stratafs::LayerFormat;
 
+use super::choose::{Chooser, XATTRS};
 use super::model::{Dir, Id, Inode, Model, ROOT, Rules, What};
-use super::ops::{self, Chooser, XATTRS, pattern};
+use super::ops::{self, pattern};
 
 /// What a layer says of a path.
 #[derive(Clone, Debug, PartialEq, Eq)]

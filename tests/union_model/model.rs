@@ -10,18 +10,12 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 use stratafs::LayerFormat;
 
-use super::ops::{
-    At, Bits, How, Move, Op, Outcome, SLOTS, Set, Space, Stat, Time, is_long, pattern,
-};
+use super::ops::{At, Bits, How, Op, Outcome, SLOTS, Set, Stat, Time, pattern};
 use crate::support::union_mount::UMASK;
 
 pub type Id = usize;
 
 pub const ROOT: Id = 0;
-
-const NAME_MAX: usize = 255;
-const S_ISGID: u32 = 0o2000;
-const S_ISUID: u32 = 0o4000;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum What {
@@ -91,7 +85,7 @@ impl Inode {
         }
     }
 
-    fn data(&mut self) -> &mut Vec<u8> {
+    pub(super) fn data(&mut self) -> &mut Vec<u8> {
         match &mut self.what {
             What::File(bytes) => bytes,
             other => panic!("no regular file: {other:?}"),
@@ -152,21 +146,21 @@ pub fn forget_unpromised(seen: &mut Stat, expected: &Stat) {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Open {
-    id: Id,
-    how: How,
+pub(super) struct Open {
+    pub(super) id: Id,
+    pub(super) how: How,
 }
 
 #[derive(Clone, Debug)]
 pub struct Model {
     pub rules: Rules,
-    inodes: BTreeMap<Id, Inode>,
+    pub(super) inodes: BTreeMap<Id, Inode>,
     next: Id,
-    open: [Option<Open>; SLOTS],
+    pub(super) open: [Option<Open>; SLOTS],
 }
 
 /// What went otherwise than well.
-enum Stop {
+pub(super) enum Stop {
     Skip,
     Errno(Errno),
     OneOf(Vec<Errno>),
@@ -178,7 +172,7 @@ impl From<Errno> for Stop {
     }
 }
 
-type Attempt<T> = Result<T, Stop>;
+pub(super) type Attempt<T> = Result<T, Stop>;
 
 impl Model {
     pub fn new(rules: Rules, root: Inode) -> Model {
@@ -201,7 +195,7 @@ impl Model {
         }
     }
 
-    fn dir_mut(&mut self, id: Id) -> &mut Dir {
+    pub(super) fn dir_mut(&mut self, id: Id) -> &mut Dir {
         match &mut self.inode_mut(id).what {
             What::Dir(dir) => dir,
             other => panic!("no directory: {other:?}"),
@@ -435,382 +429,5 @@ impl Model {
             Op::Remount | Op::Switch => unreachable!("not done by hand"),
         }
         Ok(Outcome::Done)
-    }
-
-    // --- names
-
-    /// The directory that a path's last component is in, and that component.
-    fn parent(&self, path: &Path) -> Attempt<(Id, OsString)> {
-        let mut left: Vec<OsString> = path.iter().rev().map(OsStr::to_owned).collect();
-        let (mut at, mut links) = (ROOT, 0);
-        while left.len() > 1 {
-            let name = left.pop().unwrap();
-            if name == "." {
-                continue;
-            }
-            at = match &self.inode(self.child(at, &name)?).what {
-                What::Dir(_) => self.child(at, &name)?,
-                What::Symlink(target) => {
-                    links += 1;
-                    if links > 40 {
-                        return Err(Errno::LOOP.into());
-                    }
-                    left.extend(Path::new(target).iter().rev().map(OsStr::to_owned));
-                    at
-                }
-                _ => return Err(Errno::NOTDIR.into()),
-            };
-        }
-        Ok((at, left.pop().unwrap()))
-    }
-
-    fn child(&self, dir: Id, name: &OsStr) -> Attempt<Id> {
-        if name.len() > NAME_MAX {
-            return Err(Errno::NAMETOOLONG.into());
-        }
-        Ok(*self.dir(dir).entries.get(name).ok_or(Errno::NOENT)?)
-    }
-
-    fn lookup(&self, path: &Path) -> Attempt<Id> {
-        let (dir, name) = self.parent(path)?;
-        self.child(dir, &name)
-    }
-
-    /// Where a new name can be.
-    fn free(&self, path: &Path) -> Attempt<(Id, OsString)> {
-        let (dir, name) = self.parent(path)?;
-        match self.child(dir, &name) {
-            Ok(_) => return Err(Errno::EXIST.into()),
-            Err(Stop::Errno(Errno::NOENT)) => {}
-            Err(stop) => return Err(stop),
-        }
-        self.may_be_named(&name)?;
-        Ok((dir, name))
-    }
-
-    fn may_be_named(&self, name: &OsStr) -> Attempt<()> {
-        if self.rules.format == LayerFormat::Aufs && name.as_bytes().starts_with(b".wh.") {
-            return Err(Errno::INVAL.into());
-        }
-        Ok(())
-    }
-
-    fn slot(&self, slot: usize) -> Attempt<Open> {
-        self.open[slot].ok_or(Stop::Skip)
-    }
-
-    fn at(&self, at: &At) -> Attempt<Id> {
-        match at {
-            At::Path(path) => self.lookup(path),
-            At::Slot(slot) => Ok(self.slot(*slot)?.id),
-        }
-    }
-
-    fn at_with_xattrs(&self, at: &At, name: &str) -> Attempt<Id> {
-        let id = self.at(at)?;
-        if name.starts_with("user.") && !matches!(self.inode(id).kind(), 'f' | 'd') {
-            return Err(Errno::PERM.into());
-        }
-        Ok(id)
-    }
-
-    fn is_dir(&self, id: Id) -> bool {
-        self.inode(id).kind() == 'd'
-    }
-
-    fn is_file(&self, id: Id) -> bool {
-        self.inode(id).kind() == 'f'
-    }
-
-    fn make(&mut self, path: &Path, what: What, mode: u32) -> Attempt<Id> {
-        let (parent, name) = self.free(path)?;
-        Ok(self.make_at(parent, &name, what, mode))
-    }
-
-    fn make_at(&mut self, parent: Id, name: &OsStr, what: What, mode: u32) -> Id {
-        let inode = self.inode(parent);
-        let mut new = Inode::new(what, mode, (0, 0));
-        if inode.mode & S_ISGID != 0 {
-            new.owner.1 = inode.owner.1;
-            if new.kind() == 'd' {
-                new.mode |= S_ISGID;
-            }
-        }
-        self.inode_mut(parent).mtime = None;
-        self.put(parent, name, new)
-    }
-
-    /// The device that means that nothing is there.
-    fn make_whiteout(&self, path: &Path) -> Stop {
-        match self.free(path) {
-            Err(stop) => stop,
-            // Nothing is said of it where it is no mark.
-            Ok(_) if self.rules.format == LayerFormat::Aufs => Stop::Skip,
-            Ok(_) => Errno::PERM.into(),
-        }
-    }
-
-    fn link(&mut self, from: &Path, to: &Path) -> Attempt<()> {
-        let id = self.lookup(from)?;
-        let (parent, name) = self.free(to).map_err(|stop| match stop {
-            // The kernel finds this before it asks for a name that it cannot use.
-            Stop::Errno(Errno::INVAL) if self.is_dir(id) => Errno::PERM.into(),
-            stop => stop,
-        })?;
-        if self.is_dir(id) {
-            return Err(Errno::PERM.into());
-        }
-        self.inode_mut(id).nlink += 1;
-        self.inode_mut(parent).mtime = None;
-        self.dir_mut(parent).entries.insert(name, id);
-        Ok(())
-    }
-
-    fn rename(&mut self, from: &Path, to: &Path, how: Move) -> Attempt<()> {
-        let (old_parent, old_name) = self.parent(from)?;
-        let (new_parent, new_name) = self.parent(to)?;
-        let old = self.child(old_parent, &old_name)?;
-        let new = match self.child(new_parent, &new_name) {
-            Ok(id) => Some(id),
-            Err(Stop::Errno(Errno::NOENT)) => None,
-            Err(stop) => return Err(stop),
-        };
-        match (how, new) {
-            (Move::NoReplace, Some(_)) => return Err(Errno::EXIST.into()),
-            (Move::Exchange, None) => return Err(Errno::NOENT.into()),
-            _ => {}
-        }
-        if self.is_within(new_parent, old) {
-            return Err(Errno::INVAL.into());
-        }
-        if let Some(new) = new
-            && self.is_within(old_parent, new)
-        {
-            let exchange = how == Move::Exchange;
-            return Err(if exchange { Errno::INVAL } else { Errno::NOTEMPTY }.into());
-        }
-        if new == Some(old) {
-            return Ok(());
-        }
-        let merged = |id: Id| self.is_dir(id) && self.dir(id).merged;
-        let too_long = |id, name: &OsStr| merged(id) && is_long(name);
-        if too_long(old, &new_name) || new.is_some_and(|new| too_long(new, &old_name)) {
-            // What its own name is, is in the redirect if it is moved once more.
-            return Err(Stop::Skip);
-        }
-        let mut errors = Vec::new();
-        if let Some(new) = new
-            && how != Move::Exchange
-        {
-            match (self.is_dir(old), self.is_dir(new)) {
-                (true, false) => return Err(Errno::NOTDIR.into()),
-                (false, true) => return Err(Errno::ISDIR.into()),
-                (true, true) if !self.dir(new).entries.is_empty() => errors.push(Errno::NOTEMPTY),
-                _ => {}
-            }
-        }
-        if self.cannot_move(old)
-            || how == Move::Exchange && new.is_some_and(|n| self.cannot_move(n))
-        {
-            errors.push(Errno::XDEV);
-        }
-        if new.is_none()
-            && let Err(Stop::Errno(errno)) = self.may_be_named(&new_name)
-        {
-            errors.push(errno);
-        }
-        if !errors.is_empty() {
-            return Err(Stop::OneOf(errors));
-        }
-        if how == Move::Exchange {
-            let new = new.unwrap();
-            self.dir_mut(old_parent).entries.insert(old_name, new);
-            self.set_parent(new, old_parent);
-        } else {
-            if new.is_some() {
-                self.take(new_parent, &new_name);
-            }
-            self.dir_mut(old_parent).entries.remove(&old_name);
-        }
-        self.dir_mut(new_parent).entries.insert(new_name, old);
-        self.set_parent(old, new_parent);
-        self.inode_mut(old_parent).mtime = None;
-        self.inode_mut(new_parent).mtime = None;
-        Ok(())
-    }
-
-    fn cannot_move(&self, id: Id) -> bool {
-        !self.rules.redirects && self.is_dir(id) && self.dir(id).merged
-    }
-
-    fn set_parent(&mut self, id: Id, parent: Id) {
-        if let What::Dir(dir) = &mut self.inode_mut(id).what {
-            dir.parent = Some(parent);
-        }
-    }
-
-    /// Whether `dir` is `top` or below it.
-    fn is_within(&self, dir: Id, top: Id) -> bool {
-        let mut at = Some(dir);
-        while let Some(id) = at {
-            if id == top {
-                return true;
-            }
-            at = self.dir(id).parent;
-        }
-        false
-    }
-
-    /// Takes a name away.
-    fn take(&mut self, parent: Id, name: &OsStr) {
-        self.inode_mut(parent).mtime = None;
-        self.remove(parent, name);
-    }
-
-    /// One name of it is gone.
-    fn discard(&mut self, id: Id) {
-        let inode = self.inode_mut(id);
-        inode.nlink -= 1;
-        if let What::Dir(dir) = &mut inode.what {
-            dir.parent = None;
-            inode.mtime = None;
-            for child in std::mem::take(&mut dir.entries).into_values() {
-                self.discard(child);
-            }
-        }
-        self.forget(id);
-    }
-
-    /// Frees what nobody can reach any more.
-    fn forget(&mut self, id: Id) {
-        let open = self.open.iter().flatten().any(|open| open.id == id);
-        if self.inode(id).nlink == 0 && !open {
-            self.inodes.remove(&id);
-        }
-    }
-
-    // --- open files
-
-    fn close(&mut self, slot: usize) {
-        if let Some(open) = self.open[slot].take() {
-            self.forget(open.id);
-        }
-    }
-
-    fn open_path(&mut self, path: &Path, how: How, mode: Bits) -> Attempt<Id> {
-        let (parent, name) = self.parent(path)?;
-        let id = match self.child(parent, &name) {
-            Ok(id) => id,
-            Err(Stop::Errno(Errno::NOENT)) if how.creates() => {
-                self.may_be_named(&name)?;
-                let what = What::File(Vec::new());
-                return Ok(self.make_at(parent, &name, what, mode.0 & !UMASK));
-            }
-            Err(stop) => return Err(stop),
-        };
-        if how == How::CreateNew {
-            return Err(Errno::EXIST.into());
-        }
-        match self.inode(id).kind() {
-            'l' => return Err(Errno::LOOP.into()),
-            'd' if how.writes() => return Err(Errno::ISDIR.into()),
-            'd' | 'f' => {}
-            // A pipe would wait for its other end.
-            _ => return Err(Stop::Skip),
-        }
-        if how == How::Truncate {
-            self.set_len(id, 0);
-        }
-        Ok(id)
-    }
-
-    fn read(&self, open: Open, offset: u64, len: usize) -> Attempt<Vec<u8>> {
-        if !open.how.reads() {
-            return Err(Errno::BADF.into());
-        }
-        let What::File(bytes) = &self.inode(open.id).what else {
-            return Err(Errno::ISDIR.into());
-        };
-        let start = usize::try_from(offset).unwrap().min(bytes.len());
-        let end = start.saturating_add(len).min(bytes.len());
-        Ok(bytes[start..end].to_vec())
-    }
-
-    fn write(&mut self, open: Open, offset: u64, bytes: &[u8]) -> Attempt<()> {
-        if !open.how.writes() {
-            return Err(Errno::BADF.into());
-        }
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        let inode = self.inode_mut(open.id);
-        let data = inode.data();
-        let start = match open.how {
-            How::Append => data.len(),
-            _ => usize::try_from(offset).unwrap(),
-        };
-        let end = start + bytes.len();
-        if data.len() < end {
-            data.resize(end, 0);
-        }
-        data[start..end].copy_from_slice(bytes);
-        inode.mtime = None;
-        Ok(())
-    }
-
-    fn truncate(&mut self, at: &At, len: u64) -> Attempt<()> {
-        let id = self.at(at)?;
-        match at {
-            At::Path(_) => match self.inode(id).kind() {
-                'f' => {}
-                'd' => return Err(Errno::ISDIR.into()),
-                'l' => return Err(Stop::Skip),
-                _ => return Err(Errno::INVAL.into()),
-            },
-            At::Slot(slot) => {
-                if !self.slot(*slot)?.how.writes() {
-                    return Err(Errno::INVAL.into());
-                }
-            }
-        }
-        self.set_len(id, usize::try_from(len).unwrap());
-        Ok(())
-    }
-
-    fn set_len(&mut self, id: Id, len: usize) {
-        let inode = self.inode_mut(id);
-        inode.data().resize(len, 0);
-        inode.mtime = None;
-    }
-
-    fn allocate(&mut self, open: Open, space: Space, offset: u64, len: u64) -> Attempt<()> {
-        if !open.how.writes() {
-            return Err(Errno::BADF.into());
-        }
-        let (start, len) = (usize::try_from(offset).unwrap(), usize::try_from(len).unwrap());
-        let inode = self.inode_mut(open.id);
-        inode.mtime = None;
-        let data = inode.data();
-        match space {
-            Space::Extend if data.len() < start + len => data.resize(start + len, 0),
-            Space::Punch => {
-                let (start, end) = (start.min(data.len()), (start + len).min(data.len()));
-                data[start..end].fill(0);
-            }
-            Space::Extend | Space::KeepSize => {}
-        }
-        Ok(())
-    }
-
-    fn chown(&mut self, id: Id, uid: Option<u32>, gid: Option<u32>) {
-        let inode = self.inode_mut(id);
-        inode.owner = (uid.unwrap_or(inode.owner.0), gid.unwrap_or(inode.owner.1));
-        if inode.kind() != 'd' {
-            inode.mode &= !S_ISUID;
-            // Without the right to execute, this bit meant mandatory locking once.
-            if inode.mode & 0o010 != 0 {
-                inode.mode &= !S_ISGID;
-            }
-        }
     }
 }
