@@ -155,7 +155,7 @@ fn round(engine: &Engine, format: LayerFormat, moment: Moment, seed: u64) -> Res
     let last = usize::try_from(chooser.rng.below(150)).unwrap();
     let delay = chooser.rng.below(200_000);
     let mount = UnionMount::try_new(engine, &branches, &at)?;
-    let done: Vec<&Op> = ops.iter().filter(|op| **op != Op::Remount).collect();
+    let done: Vec<&Op> = ops.iter().filter(|op| !matches!(op, Op::Remount | Op::Forget)).collect();
     let (states, told) = live(&mount, model, &done, last, moment, delay)?;
     mount.crash();
 

@@ -36,13 +36,14 @@ impl Engine {
         match std::env::var_os("STRATAFS_FUSE_PROGRAM") {
             None => Engine::Own,
             Some(kernel) if kernel == "kernel" => Engine::Kernel,
+            Some(program) if is_own(&program) => Engine::Own,
             Some(program) => Engine::Program(program.into()),
         }
     }
 
     fn program(&self) -> Option<PathBuf> {
         match self {
-            Engine::Own => Some(own_program()?.into()),
+            Engine::Own => own_program(),
             Engine::Kernel => None,
             Engine::Program(program) => Some(program.clone()),
         }
@@ -60,8 +61,14 @@ impl Engine {
     }
 }
 
-fn own_program() -> Option<&'static str> {
-    option_env!("CARGO_BIN_EXE_stratafs-fuse")
+/// The program as built for these tests, or another build of it that the environment names.
+fn own_program() -> Option<PathBuf> {
+    let named = std::env::var_os("STRATAFS_FUSE_PROGRAM").filter(|program| is_own(program));
+    named.map(PathBuf::from).or_else(|| Some(option_env!("CARGO_BIN_EXE_stratafs-fuse")?.into()))
+}
+
+fn is_own(program: &std::ffi::OsStr) -> bool {
+    Path::new(program).file_name() == Some("stratafs-fuse".as_ref())
 }
 
 /// Puts this process into a mount namespace of its own, with the umask that the tests count on. Call it
@@ -226,6 +233,13 @@ impl UnionMount {
             }
         }
         Ok(())
+    }
+
+    /// Has the kernel forget all names and files of this mount that nobody uses at the moment.
+    pub fn forget(&self) -> Result<(), String> {
+        // A remount that changes nothing drops what is cached.
+        rustix::mount::mount_remount(&self.at, MountFlags::empty(), c"")
+            .map_err(|e| format!("{} is not remounted: {e}", self.at.display()))
     }
 
     /// Kills the server as a crash would, and takes away the mount that it leaves.

@@ -106,7 +106,7 @@ impl Chooser {
     }
 
     fn op(&mut self) -> Op {
-        match self.rng.below(104) {
+        match self.rng.below(106) {
             0..6 => Op::Open {
                 slot: self.any_slot(),
                 path: self.path(),
@@ -195,6 +195,7 @@ impl Chooser {
                 Op::List { path }
             }
             102 if self.switches => Op::Switch,
+            103..105 => Op::Forget,
             _ => {
                 if self.rng.one_in(2) {
                     Op::Remount
@@ -213,6 +214,7 @@ impl Chooser {
             let op = self.op();
             match op {
                 Op::Remount | Op::Switch => model.close_all(),
+                Op::Forget => {}
                 _ => _ = model.carry_out(&op),
             }
             op

@@ -9,9 +9,16 @@ use super::hands::{self, Hands};
 use super::model::{Id, Model, ROOT, What, forget_unpromised};
 use super::ops::{self, Op, Outcome};
 
-/// The inode numbers that were seen in one mount: a file keeps its own, whatever is done to it.
+/// The inode numbers that were seen: a file keeps its own, whatever is done to it.
 #[derive(Debug, Default)]
 pub struct Numbers(BTreeMap<Id, u64>);
+
+impl Numbers {
+    /// When the kernel has forgotten the files, only some have a mark by which their numbers are found.
+    pub fn keep(&mut self, model: &Model, kept: impl Fn(char) -> bool) {
+        self.0.retain(|&id, _| model.has(id) && kept(model.inode(id).kind()));
+    }
+}
 
 /// Which files keep their numbers for as long as they are mounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

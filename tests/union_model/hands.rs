@@ -187,7 +187,7 @@ impl Hands {
                 rustix::fs::renameat_with(CWD, self.path(from), CWD, self.path(to), flags)?;
             }
             Op::List { path } => return Ok(Outcome::Names(list(&self.path(path))?)),
-            Op::Remount | Op::Switch => unreachable!("not done by hand"),
+            Op::Remount | Op::Forget | Op::Switch => unreachable!("not done by hand"),
         }
         Ok(Outcome::Done)
     }

@@ -180,6 +180,10 @@ impl Model {
         Model { rules, inodes, next: ROOT + 1, open: [None; SLOTS] }
     }
 
+    pub fn has(&self, id: Id) -> bool {
+        self.inodes.contains_key(&id)
+    }
+
     pub fn inode(&self, id: Id) -> &Inode {
         &self.inodes[&id]
     }
@@ -426,7 +430,7 @@ impl Model {
                 let name = |(name, id): (&OsString, &Id)| (name.clone(), self.inode(*id).kind());
                 return Ok(Outcome::Names(dir.entries.iter().map(name).collect()));
             }
-            Op::Remount | Op::Switch => unreachable!("not done by hand"),
+            Op::Remount | Op::Forget | Op::Switch => unreachable!("not done by hand"),
         }
         Ok(Outcome::Done)
     }

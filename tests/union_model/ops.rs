@@ -227,6 +227,8 @@ pub enum Op {
         path: PathBuf,
     },
     Remount,
+    /// Has the kernel forget what it knows.
+    Forget,
     /// Unmounts, and mounts with the other engine.
     Switch,
 }
