@@ -18,6 +18,7 @@ use support::union_mount::{Branches, Engine, UnionMount, full};
 /// Far below the number of files, and of what processes may have open.
 const MOST_DESCRIPTORS: usize = 4096;
 const FILES_A_DIR: usize = 100;
+const PARTS: usize = 10;
 
 fn main() {
     support::union_mount::enter_own_mount_namespace();
@@ -26,14 +27,17 @@ fn main() {
         Engine::Kernel => Some("the kernel has no server".to_owned()),
         _ => engine.hindrance(),
     };
-    let walk = {
+    let tests: [(&str, fn(&Engine)); 4] = [
+        ("descriptors_are_bounded", walk),
+        ("memory_does_not_grow_with_what_was_seen", walk_parts),
+        ("memory_is_given_back", give_back),
+        ("names_that_come_and_go_leave_nothing", churn),
+    ];
+    let trials = tests.into_iter().map(|(name, test)| {
         let engine = engine.clone();
-        move || walk(&engine)
-    };
-    suite::run_one_by_one(vec![
-        suite::trial("descriptors_and_memory_are_bounded", hindrance.clone(), walk),
-        suite::trial("what_was_written_is_forgotten", hindrance, move || churn(&engine)),
-    ]);
+        suite::trial(name, hindrance.clone(), move || test(&engine))
+    });
+    suite::run_one_by_one(trials.collect());
 }
 
 struct Server {
@@ -50,7 +54,7 @@ impl Server {
             fs::create_dir(dir).unwrap();
         }
         for i in 0..files / FILES_A_DIR {
-            let below = lower.join(format!("{}/{i}", i % 10));
+            let below = lower.join(format!("{}/{i}", i % PARTS));
             fs::create_dir_all(&below).unwrap();
             for j in 0..FILES_A_DIR {
                 fs::write(below.join(format!("file-{j}")), format!("{i} {j}")).unwrap();
@@ -86,10 +90,10 @@ impl Server {
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
-    /// Reads all of the tree; the number of files.
-    fn walk(&self) -> usize {
+    /// Reads all below a directory; the number of files.
+    fn walk(&self, dir: &Path) -> usize {
         let mut files = 0;
-        for entry in walkdir::WalkDir::new(self.root()) {
+        for entry in walkdir::WalkDir::new(dir) {
             let entry = entry.unwrap();
             if entry.file_type().is_file() {
                 assert!(!fs::read(entry.path()).unwrap().is_empty(), "{:?}", entry.path());
@@ -115,26 +119,48 @@ impl Server {
 }
 
 fn walk(engine: &Engine) {
-    let files = if full() { 1_000_000 } else { 30_000 };
+    let files = files();
     let server = Server::over(engine, files);
-    let fresh = server.resident();
+    for _ in 0..2 {
+        assert_eq!(server.walk(server.root()), files);
+    }
+    server.forget();
+    server.check_descriptors();
+    server.mount.unmount().unwrap();
+}
+
+/// One part of the tree after the other: what is freed of one has room for the next.
+fn walk_parts(engine: &Engine) {
+    let server = Server::over(engine, files());
     let mut after = Vec::new();
-    let mut before = Vec::new();
-    for _ in 0..4 {
-        assert_eq!(server.walk(), files);
-        assert_eq!(server.walk(), files);
-        before.push(server.resident());
+    for part in 0..PARTS {
+        server.walk(&server.root().join(part.to_string()));
         server.forget();
         after.push(server.resident());
-        server.check_descriptors();
     }
-    let told = format!("{fresh} KiB at first, {before:?} after walks, {after:?} when forgotten");
-    assert!(after[3] * 10 <= after[0] * 12, "memory grows: {told}");
-    assert!(before[3] * 10 <= before[0] * 12, "memory grows: {told}");
-    // Most of what the walk took comes back; of small heaps some never does.
-    let (taken, kept) = (before[0].saturating_sub(fresh), after[0].saturating_sub(fresh));
-    assert!(kept <= taken / 2 + 4096, "memory is not given back: {told}");
+    let (first, last) = (after[0], after[PARTS - 1]);
+    assert!(last * 10 <= first * 12, "memory grows: {after:?} KiB");
     server.mount.unmount().unwrap();
+}
+
+/// Most of what a walk took comes back to the system; of small heaps some never does.
+fn give_back(engine: &Engine) {
+    let server = Server::over(engine, files());
+    let fresh = server.resident();
+    server.walk(server.root());
+    let most = server.resident();
+    server.forget();
+    let left = server.resident();
+    let (taken, kept) = (most.saturating_sub(fresh), left.saturating_sub(fresh));
+    assert!(
+        kept <= taken / 2 + 4096,
+        "{fresh} KiB at first, {most} after the walk, {left} when it was forgotten"
+    );
+    server.mount.unmount().unwrap();
+}
+
+fn files() -> usize {
+    if full() { 1_000_000 } else { 30_000 }
 }
 
 /// Names that come and go leave nothing in memory.

@@ -35,7 +35,7 @@ use union_model::choose::Chooser;
 use union_model::compare::{self, Numbered, Numbers};
 use union_model::hands::Hands;
 use union_model::layers::{self, Whiteouts};
-use union_model::model::{Expected, Id, Model, Rules, What};
+use union_model::model::{Expected, Id, Model, Rules, What, ZeroDevices};
 use union_model::ops::{How, Op, Outcome, runs};
 
 fn main() {
@@ -138,7 +138,12 @@ fn round(engine: &Engine, format: LayerFormat, moment: Moment, seed: u64) -> Res
         there: Vec::new(),
         open: Vec::new(),
     };
-    let rules = Rules { format, redirects: format != LayerFormat::Aufs };
+    let rules = Rules {
+        format,
+        redirects: format != LayerFormat::Aufs,
+        // The kernel is asked, too.
+        zero_devices: ZeroDevices::Untried,
+    };
     let count = 1 + usize::try_from(chooser.rng.below(2)).unwrap();
     let lines = layers::random_lines(&mut chooser, count);
     let temp = suite::temp();

@@ -34,7 +34,7 @@ use union_model::choose::Chooser;
 use union_model::compare::{self, Numbered, Numbers};
 use union_model::hands::Hands;
 use union_model::layers::{self, Line, Whiteouts};
-use union_model::model::{Expected, Model, Rules};
+use union_model::model::{Expected, Model, Rules, ZeroDevices};
 use union_model::ops::{At, Op};
 
 /// A kind of union.
@@ -64,7 +64,15 @@ fn main() {
     let setup = |name, engine: &Engine, format, redirects, switches| Setup {
         name,
         engine: engine.clone(),
-        rules: Rules { format, redirects },
+        rules: Rules {
+            format,
+            redirects,
+            zero_devices: match engine {
+                Engine::Own if !switches => ZeroDevices::Made,
+                Engine::Kernel => ZeroDevices::Refused,
+                _ => ZeroDevices::Untried,
+            },
+        },
         switches,
         more: "",
     };
@@ -192,7 +200,7 @@ fn run(setup: &Setup, script: &Script) -> Result<(), Failure> {
         let mode = rustix::fs::Mode::from_raw_mode(0o755);
         rustix::fs::chmod(made, mode).unwrap();
     }
-    let Rules { format, redirects } = setup.rules;
+    let Rules { format, redirects, .. } = setup.rules;
     let mut branches = Branches::new(lowers, Some((upper, work)), format);
     branches.redirects = redirects;
     branches.more = setup.more.to_owned();

@@ -98,6 +98,18 @@ impl Inode {
 pub struct Rules {
     pub format: LayerFormat,
     pub redirects: bool,
+    pub zero_devices: ZeroDevices,
+}
+
+/// What becomes of a new character device 0:0, by which overlay formats mark that nothing is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ZeroDevices {
+    /// It is made, and told from the marks.
+    Made,
+    /// The kernel refuses it.
+    Refused,
+    /// It is not tried: one engine does not show what the other made.
+    Untried,
 }
 
 /// What an operation must give.
@@ -393,7 +405,7 @@ impl Model {
             Op::Fifo { path, mode } => _ = self.make(path, What::Fifo, mode.0 & !UMASK)?,
             Op::Char { path, mode, major, minor } => {
                 if (*major, *minor) == (0, 0) {
-                    return Err(self.make_whiteout(path));
+                    self.make_zero_device(path)?;
                 }
                 self.make(path, What::Char(*major, *minor), mode.0 & !UMASK)?;
             }

@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::io::Errno;
 use stratafs::LayerFormat;
 
-use super::model::{Attempt, Id, Inode, Model, Open, ROOT, Stop, What};
+use super::model::{Attempt, Id, Inode, Model, Open, ROOT, Stop, What, ZeroDevices};
 use super::ops::{At, Move, is_long};
 
 const NAME_MAX: usize = 255;
@@ -115,13 +115,15 @@ impl Model {
         self.put(parent, name, new)
     }
 
-    /// The device that means that nothing is there.
-    pub(super) fn make_whiteout(&self, path: &Path) -> Stop {
-        match self.free(path) {
-            Err(stop) => stop,
-            // Nothing is said of it where it is no mark.
-            Ok(_) if self.rules.format == LayerFormat::Aufs => Stop::Skip,
-            Ok(_) => Errno::PERM.into(),
+    /// Whether the device that means that nothing is there can be made.
+    pub(super) fn make_zero_device(&self, path: &Path) -> Attempt<()> {
+        match self.rules.zero_devices {
+            ZeroDevices::Made => Ok(()),
+            ZeroDevices::Untried => Err(Stop::Skip),
+            ZeroDevices::Refused => {
+                self.free(path)?;
+                Err(Errno::PERM.into())
+            }
         }
     }
 
