@@ -61,7 +61,7 @@ fn main() {
     support::union_mount::enter_own_mount_namespace();
     use LayerFormat::{Aufs, OverlayTrusted, OverlayUser};
     let own = Engine::under_test();
-    let setup = |name, engine: &Engine, format, redirects, switches| Setup {
+    let setup = |name, engine: &Engine, format, redirects, switches: bool| Setup {
         name,
         engine: engine.clone(),
         rules: Rules {
