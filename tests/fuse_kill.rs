@@ -23,7 +23,8 @@ mod union_model {
 }
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 
 use rustix::io::Errno;
@@ -35,7 +36,7 @@ use union_model::choose::Chooser;
 use union_model::compare::{self, Numbered, Numbers};
 use union_model::hands::Hands;
 use union_model::layers::{self, Whiteouts};
-use union_model::model::{Expected, Id, Model, Rules, What, ZeroDevices};
+use union_model::model::{Expected, Id, Model, ROOT, Rules, What, ZeroDevices};
 use union_model::ops::{How, Op, Outcome, runs};
 
 fn main() {
@@ -78,6 +79,13 @@ enum Moment {
 /// comes first.
 type Versions = BTreeMap<Id, Vec<Vec<u8>>>;
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Server {
+    Alive,
+    /// About to be killed, or dead.
+    Doomed,
+}
+
 /// A state that the union may be in.
 #[derive(Clone)]
 struct State {
@@ -108,9 +116,22 @@ impl State {
         }
     }
 
-    /// An operation has returned: what must have been handed over by then is certain.
-    fn settle(&mut self, before: &State, op: &Op, slot_id: Option<Id>) {
+    /// A copy that comes into a directory changes its time, which is put back right after that.
+    fn forget_dir_times(&mut self, touched: &[PathBuf]) {
+        for path in touched {
+            for dir in path.ancestors().skip(1) {
+                let id = if dir.as_os_str().is_empty() { None } else { self.model.id_at(dir) };
+                self.model.inode_mut(id.unwrap_or(ROOT)).mtime = None;
+            }
+        }
+    }
+
+    /// An operation has returned: what must have been handed over by then is certain. Of a server that
+    /// may have been dead already, nothing is learned by closing a file: the kernel drops what it cannot
+    /// hand over, and only sometimes says so.
+    fn settle(&mut self, before: &State, op: &Op, slot_id: Option<Id>, server: Server) {
         match op {
+            Op::Put { .. } | Op::Close { .. } if server == Server::Doomed => {}
             Op::Put { path, .. } => {
                 if let Some(id) = self.model.id_at(path) {
                     self.versions.remove(&id);
@@ -203,12 +224,15 @@ fn live(
     let pid = Pid::from_raw(mount.server().unwrap().try_into().unwrap()).unwrap();
     let (kill, order) = channel::<()>();
     let mut told = String::from("operations:");
+    let doomed = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let doomed = &doomed;
         scope.spawn(move || {
             if order.recv().is_ok() {
                 for _ in 0..delay {
                     std::hint::spin_loop();
                 }
+                doomed.store(true, Ordering::SeqCst);
                 kill_process(pid, Signal::KILL).unwrap();
             }
         });
@@ -232,14 +256,26 @@ fn live(
             let outcome = hands.carry_out(op);
             told += &format!("\n  {i:4} {op:?}: {}", short(&outcome));
             if i >= last && died(&outcome) {
-                return Ok((vec![before, state], told));
+                let mut states = vec![before, state];
+                let touched: Vec<_> =
+                    states.iter().flat_map(|state| state.model.paths_of(op)).collect();
+                for state in &mut states {
+                    state.forget_dir_times(&touched);
+                }
+                return Ok((states, told));
             }
             if !expected.allows(&outcome) {
                 return Err(format!("{told}\n{outcome:?}, must be {expected}"));
             }
             // Reads and lists are answered by the kernel after the server is dead, and so are the
             // closing of a file to which nothing was written, and writes.
-            state.settle(&before, op, slot_id);
+            if !matches!(outcome, Outcome::Failed(_)) {
+                let server = match doomed.load(Ordering::SeqCst) {
+                    false => Server::Alive,
+                    true => Server::Doomed,
+                };
+                state.settle(&before, op, slot_id, server);
+            }
         }
         drop(kill);
         Ok((vec![state], told))

@@ -321,6 +321,8 @@ fn kernel_does_otherwise(op: &Op, model: &Model) -> bool {
         | Op::Utimens { at: At::Slot(slot), .. }
         | Op::SetXattr { at: At::Slot(slot), .. }
         | Op::RemoveXattr { at: At::Slot(slot), .. } => model.is_nameless(*slot),
+        // Of a lower file over which another is renamed it says that it has a name still.
+        Op::Stat { at: At::Slot(slot) } => model.is_nameless(*slot),
         // Links, pipes and devices have no user xattrs, without which it takes the names of a file that
         // it has copied up for names of two.
         Op::Link { from, .. } if model.rules.format == LayerFormat::OverlayUser => {

@@ -19,6 +19,9 @@ use super::suite;
 /// takes; this only turns a deadlock into a failure.
 const HUNG: Duration = Duration::from_secs(120);
 
+/// After this nobody is busy any more in a mount in which no test has a file open.
+const SETTLED: Duration = Duration::from_secs(5);
+
 /// What makes the union.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Engine {
@@ -217,7 +220,17 @@ impl UnionMount {
     fn end(&mut self) -> Result<(), String> {
         if std::mem::take(&mut self.mounted) {
             let at = self.at.display().to_string();
-            if let Err(e) = rustix::mount::unmount(&self.at, UnmountFlags::empty()) {
+            let start = Instant::now();
+            let unmounted = loop {
+                match rustix::mount::unmount(&self.at, UnmountFlags::empty()) {
+                    // A server that has only just mounted has a look at its mount.
+                    Err(rustix::io::Errno::BUSY) if start.elapsed() < SETTLED => {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                    unmounted => break unmounted,
+                }
+            };
+            if let Err(e) = unmounted {
                 // Somebody has a file open in it, or its server is dead.
                 rustix::mount::unmount(&self.at, UnmountFlags::DETACH).ok();
                 self.kill();

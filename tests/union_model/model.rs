@@ -255,6 +255,27 @@ impl Model {
         paths
     }
 
+    /// The paths that an operation is about, with all names of an open file, and without links: where
+    /// what it changes is.
+    pub fn paths_of(&self, op: &Op) -> Vec<PathBuf> {
+        let (paths, slot) = op.about();
+        let named = paths.into_iter().filter_map(|path| self.place(path));
+        let open = slot.and_then(|slot| self.open_id(slot));
+        let all =
+            self.paths().into_iter().filter(|path| open.is_some() && self.id_at(path) == open);
+        named.chain(all).collect()
+    }
+
+    /// A path without links.
+    fn place(&self, path: &Path) -> Option<PathBuf> {
+        let (parent, name) = self.parent(path).ok()?;
+        if parent == ROOT {
+            return Some(name.into());
+        }
+        let is_parent = |path: &PathBuf| self.id_at(path) == Some(parent);
+        Some(self.paths().into_iter().find(is_parent)?.join(name))
+    }
+
     /// The kind of what has a path, if something has it.
     pub fn kind_at(&self, path: &Path) -> Option<char> {
         self.lookup(path).ok().map(|id| self.inode(id).kind())

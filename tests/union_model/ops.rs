@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
@@ -231,6 +231,44 @@ pub enum Op {
     Forget,
     /// Unmounts, and mounts with the other engine.
     Switch,
+}
+
+impl Op {
+    /// The paths that it names, and the open file.
+    pub fn about(&self) -> (Vec<&Path>, Option<usize>) {
+        match self {
+            Op::Link { from, to } | Op::Rename { from, to, .. } => (vec![from, to], None),
+            Op::Truncate { at, .. }
+            | Op::Stat { at }
+            | Op::Chmod { at, .. }
+            | Op::Chown { at, .. }
+            | Op::Utimens { at, .. }
+            | Op::SetXattr { at, .. }
+            | Op::RemoveXattr { at, .. }
+            | Op::Xattrs { at } => match at {
+                At::Path(path) => (vec![path], None),
+                At::Slot(slot) => (Vec::new(), Some(*slot)),
+            },
+            Op::Open { path, .. }
+            | Op::Put { path, .. }
+            | Op::ReadFile { path }
+            | Op::Symlink { path, .. }
+            | Op::ReadLink { path }
+            | Op::Fifo { path, .. }
+            | Op::Char { path, .. }
+            | Op::Mkdir { path, .. }
+            | Op::Rmdir { path }
+            | Op::Unlink { path }
+            | Op::List { path } => (vec![path], None),
+            Op::Close { slot }
+            | Op::Write { slot, .. }
+            | Op::Read { slot, .. }
+            | Op::CopyRange { to: slot, .. }
+            | Op::Allocate { slot, .. }
+            | Op::Sync { slot } => (Vec::new(), Some(*slot)),
+            Op::Remount | Op::Forget | Op::Switch => (Vec::new(), None),
+        }
+    }
 }
 
 /// What an operation gave.
