@@ -120,8 +120,10 @@ impl State {
     fn forget_dir_times(&mut self, touched: &[PathBuf]) {
         for path in touched {
             for dir in path.ancestors().skip(1) {
-                let id = if dir.as_os_str().is_empty() { None } else { self.model.id_at(dir) };
-                self.model.inode_mut(id.unwrap_or(ROOT)).mtime = None;
+                let root = dir.as_os_str().is_empty().then_some(ROOT);
+                if let Some(id) = root.or_else(|| self.model.id_at(dir)) {
+                    self.model.inode_mut(id).mtime = None;
+                }
             }
         }
     }

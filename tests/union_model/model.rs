@@ -259,7 +259,8 @@ impl Model {
     /// what it changes is.
     pub fn paths_of(&self, op: &Op) -> Vec<PathBuf> {
         let (paths, slot) = op.about();
-        let named = paths.into_iter().filter_map(|path| self.place(path));
+        let below = paths.into_iter().filter(|path| !path.as_os_str().is_empty());
+        let named = below.filter_map(|path| self.place(path));
         let open = slot.and_then(|slot| self.open_id(slot));
         let all =
             self.paths().into_iter().filter(|path| open.is_some() && self.id_at(path) == open);
