@@ -10,10 +10,12 @@ mod support {
 
 use std::fs;
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
 use stratafs::LayerFormat;
 use support::suite;
 use support::union_mount::{Branches, Engine, UnionMount, full};
+use tempfile::TempDir;
 
 /// Far below the number of files, and of what processes may have open.
 const MOST_DESCRIPTORS: usize = 4096;
@@ -27,7 +29,8 @@ fn main() {
         Engine::Kernel => Some("the kernel has no server".to_owned()),
         _ => engine.hindrance(),
     };
-    type Test = fn(&Engine);
+    let tree = Arc::<Tree>::default();
+    type Test = fn(&Engine, &Tree);
     let tests: [(&str, Test); 4] = [
         ("descriptors_are_bounded", walk),
         ("memory_does_not_grow_with_what_was_seen", walk_parts),
@@ -35,31 +38,53 @@ fn main() {
         ("names_that_come_and_go_leave_nothing", churn),
     ];
     let trials = tests.into_iter().map(|(name, test)| {
-        let engine = engine.clone();
-        suite::trial(name, hindrance.clone(), move || test(&engine))
+        let (engine, tree) = (engine.clone(), Arc::clone(&tree));
+        suite::trial(name, hindrance.clone(), move || test(&engine, &tree))
     });
     suite::run_one_by_one(trials.collect());
 }
 
+/// A lower layer of many files, made by the first test that needs it, and gone with the last.
+#[derive(Default)]
+struct Tree(OnceLock<TempDir>);
+
+impl Tree {
+    fn path(&self) -> &Path {
+        let make = || {
+            // A million files in memory would be too many.
+            let dir =
+                if full() { tempfile::tempdir_in("/var/tmp").unwrap() } else { suite::temp() };
+            for i in 0..files() / FILES_A_DIR {
+                let below = dir.path().join(format!("{}/{i}", i % PARTS));
+                fs::create_dir_all(&below).unwrap();
+                for j in 0..FILES_A_DIR {
+                    // And so would be a block for each.
+                    let content = if j % 10 == 0 { format!("{i} {j}") } else { String::new() };
+                    fs::write(below.join(format!("file-{j}")), content).unwrap();
+                }
+            }
+            dir
+        };
+        self.0.get_or_init(make).path()
+    }
+}
+
+fn files() -> usize {
+    if full() { 1_000_000 } else { 30_000 }
+}
+
 struct Server {
     mount: UnionMount,
-    _dir: tempfile::TempDir,
+    _dir: TempDir,
 }
 
 impl Server {
-    fn over(engine: &Engine, files: usize) -> Server {
+    fn over(engine: &Engine, tree: &Tree) -> Server {
+        let lower = tree.path().to_owned();
         let dir = suite::temp();
-        let (lower, upper, work) =
-            (dir.path().join("lower"), dir.path().join("upper"), dir.path().join("work"));
-        for dir in [&lower, &upper, &work] {
+        let (upper, work) = (dir.path().join("upper"), dir.path().join("work"));
+        for dir in [&upper, &work] {
             fs::create_dir(dir).unwrap();
-        }
-        for i in 0..files / FILES_A_DIR {
-            let below = lower.join(format!("{}/{i}", i % PARTS));
-            fs::create_dir_all(&below).unwrap();
-            for j in 0..FILES_A_DIR {
-                fs::write(below.join(format!("file-{j}")), format!("{i} {j}")).unwrap();
-            }
         }
         let format = LayerFormat::OverlayTrusted;
         let branches = Branches::new(vec![lower], Some((upper, work)), format);
@@ -97,7 +122,13 @@ impl Server {
         for entry in walkdir::WalkDir::new(dir) {
             let entry = entry.unwrap();
             if entry.file_type().is_file() {
-                assert!(!fs::read(entry.path()).unwrap().is_empty(), "{:?}", entry.path());
+                let read = fs::read(entry.path()).unwrap();
+                assert_eq!(
+                    read.len() as u64,
+                    entry.metadata().unwrap().len(),
+                    "{:?}",
+                    entry.path()
+                );
                 files += 1;
             } else if files % (50 * FILES_A_DIR) == 0 {
                 self.check_descriptors();
@@ -119,9 +150,9 @@ impl Server {
     }
 }
 
-fn walk(engine: &Engine) {
+fn walk(engine: &Engine, tree: &Tree) {
     let files = files();
-    let server = Server::over(engine, files);
+    let server = Server::over(engine, tree);
     for _ in 0..2 {
         assert_eq!(server.walk(server.root()), files);
     }
@@ -131,8 +162,8 @@ fn walk(engine: &Engine) {
 }
 
 /// One part of the tree after the other: what is freed of one has room for the next.
-fn walk_parts(engine: &Engine) {
-    let server = Server::over(engine, files());
+fn walk_parts(engine: &Engine, tree: &Tree) {
+    let server = Server::over(engine, tree);
     let mut after = Vec::new();
     for part in 0..PARTS {
         server.walk(&server.root().join(part.to_string()));
@@ -146,8 +177,8 @@ fn walk_parts(engine: &Engine) {
 }
 
 /// Most of what a walk took comes back to the system; of small heaps some never does.
-fn give_back(engine: &Engine) {
-    let server = Server::over(engine, files());
+fn give_back(engine: &Engine, tree: &Tree) {
+    let server = Server::over(engine, tree);
     let fresh = server.resident();
     server.walk(server.root());
     let most = server.resident();
@@ -161,13 +192,9 @@ fn give_back(engine: &Engine) {
     server.mount.unmount().unwrap();
 }
 
-fn files() -> usize {
-    if full() { 1_000_000 } else { 30_000 }
-}
-
 /// Names that come and go leave nothing in memory.
-fn churn(engine: &Engine) {
-    let server = Server::over(engine, 1000);
+fn churn(engine: &Engine, tree: &Tree) {
+    let server = Server::over(engine, tree);
     let rounds = if full() { 40 } else { 4 };
     let mut after = Vec::new();
     for round in 0..rounds {
