@@ -77,6 +77,7 @@ use crate::sys::copy::Copier;
 use crate::sys::dir::Dir;
 use crate::sys::errno::Code;
 use crate::sys::file;
+use crate::sys::lock::Flock;
 use crate::sys::stat::FileType;
 
 /// A union of branches, at work.
@@ -110,6 +111,7 @@ struct UpperBranch {
     dir: Arc<Dir>,
     format: LayerFormat,
     work: Work,
+    _lock: Option<Flock>,
 }
 
 impl Union {
@@ -125,9 +127,9 @@ impl Union {
         }
         let upper = match spec.upper {
             None => None,
-            Some(Upper { dir, format, work }) => {
+            Some(Upper { dir, format, work, lock }) => {
                 let work = Work::open(work)?;
-                Some(UpperBranch { dir, format, work })
+                Some(UpperBranch { dir, format, work, _lock: lock })
             }
         };
         let table = Arc::new(Table::new(Descriptors::new(file::descriptor_limit())));

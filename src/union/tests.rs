@@ -85,6 +85,7 @@ impl Fixture {
                 dir: Arc::new(dir("upper")),
                 format: self.format,
                 work: dir("work"),
+                lock: None,
             }),
             options: self.options.clone(),
         }
