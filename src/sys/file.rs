@@ -60,6 +60,20 @@ impl SetTime {
     }
 }
 
+/// When the contents of an open file were last changed.
+pub(crate) fn modified(file: &File) -> io::Result<Time> {
+    Ok(stat::fstat(file)?.mtime)
+}
+
+/// Sets when the contents of an open file were last changed.
+pub(crate) fn set_modified(file: &File, mtime: Time) -> io::Result<()> {
+    let times = Timestamps {
+        last_access: SetTime::Keep.spec(),
+        last_modification: SetTime::To(mtime).spec(),
+    };
+    Ok(rustix::fs::futimens(file, &times)?)
+}
+
 impl Place<'_> {
     pub(crate) fn stat(self) -> io::Result<Stat> {
         match self {

@@ -21,7 +21,7 @@
 //! # Lock order
 //!
 //! 1. [`Node::names`] of the directories whose names change, by number;
-//! 2. [`Node::copying`] of one node;
+//! 2. [`Node::copying`] of one node; [`Node::time_is_set`] of one node;
 //! 3. `tree`: for reading while paths in the upper are put together and walked, for writing while a
 //!    directory gets another place;
 //! 4. [`Node::state`], of two nodes by number;

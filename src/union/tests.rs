@@ -175,7 +175,7 @@ fn a_file_is_copied_up_when_written_and_keeps_its_number() {
         let u = f.open();
         let node = u.walk("d/a").unwrap();
         let before = u.attr(&node).unwrap();
-        u.write(&node, 0, b"BOTTOM", false).unwrap();
+        u.write(&node, 0, b"BOTTOM", false, false).unwrap();
         assert_eq!(u.text("d/a").unwrap(), "BOTTOM/d/a");
         assert_eq!(fs::read_to_string(f.path("bottom/d/a")).unwrap(), "bottom/d/a");
         assert_eq!(fs::read_to_string(f.path("upper/d/a")).unwrap(), "BOTTOM/d/a");
@@ -248,7 +248,7 @@ fn a_lower_directory_is_renamed_by_a_redirect() {
     );
     // Known before, and reached by its new path.
     assert_eq!(u.walk("e/sub").unwrap().id(), sub.id());
-    u.write(&u.walk("e/sub/a").unwrap(), 0, b"X", false).unwrap();
+    u.write(&u.walk("e/sub/a").unwrap(), 0, b"X", false, false).unwrap();
     u.mv("e/sub", "s", RenameMode::Replace).unwrap();
     u.mv("e", "s/e", RenameMode::Replace).unwrap();
     assert_eq!(u.text("s/a").unwrap(), "Xottom/d/sub/a");
@@ -356,7 +356,7 @@ fn an_unlinked_file_goes_on_while_it_is_known() {
         u.rm("low").unwrap();
         for node in [&new, &low] {
             assert_eq!(u.attr(node).unwrap().nlink, 0, "{format}");
-            u.write(node, 0, b"text", false).unwrap();
+            u.write(node, 0, b"text", false, false).unwrap();
             assert_eq!(u.read(node, 0, 4).unwrap(), b"text");
             let set = SetAttr { size: Some(2), mode: Some(0o600), ..SetAttr::nothing() };
             let attr = u.set_attr(node, &set).unwrap();
@@ -382,7 +382,7 @@ fn hard_links_of_a_lower_file_stay_one_file() {
         let u = f.open();
         let x = u.walk("x").unwrap();
         assert_eq!(u.attr(&x).unwrap().nlink, 3);
-        u.write(&x, 0, b"BOTTOM", false).unwrap();
+        u.write(&x, 0, b"BOTTOM", false, false).unwrap();
         let again = |u: &Union| {
             for path in ["x", "y", "z"] {
                 if let Some(node) = u.walk(path) {
@@ -486,7 +486,7 @@ fn all_else_goes_on_while_a_file_is_copied() {
     u.hooks.hold();
     let big = u.walk("d/big").unwrap();
     std::thread::scope(|scope| {
-        let writer = scope.spawn(|| u.write(&big, 0, b"B", false).unwrap());
+        let writer = scope.spawn(|| u.write(&big, 0, b"B", false, false).unwrap());
         while !u.hooks.held.load(Ordering::SeqCst) {
             std::thread::yield_now();
         }
@@ -565,7 +565,7 @@ fn without_an_upper_nothing_changes() {
     .unwrap();
     let a = u.walk("a").unwrap();
     let read_only = |e: io::Error| assert_eq!(e.raw_os_error(), Some(30));
-    read_only(u.write(&a, 0, b"x", false).unwrap_err());
+    read_only(u.write(&a, 0, b"x", false, false).unwrap_err());
     read_only(u.rm("a").unwrap_err());
     read_only(u.put("b", NewFile::Regular).unwrap_err());
     read_only(u.mv("a", "b", RenameMode::Replace).unwrap_err());
@@ -585,7 +585,7 @@ fn a_settled_upper_stands_on_its_own() {
     let u = f.open();
     u.rm("d/gone").unwrap();
     u.mv("d/sub", "d/moved", RenameMode::Replace).unwrap();
-    u.write(&u.walk("d/moved/a").unwrap(), 0, b"X", false).unwrap();
+    u.write(&u.walk("d/moved/a").unwrap(), 0, b"X", false, false).unwrap();
     u.mv("d", "f", RenameMode::Replace).unwrap();
     u.rm("e/hidden").unwrap();
     u.rm_dir("e").unwrap();
@@ -678,4 +678,22 @@ fn a_removed_directory_that_is_open_can_be_changed() {
         assert!(u.lookup(node, &name("x")).is_err());
     }
     assert_eq!(u.ls(""), Vec::<String>::new());
+}
+
+#[test]
+fn what_was_held_back_is_written_at_the_time_that_was_set() {
+    let fixture = Fixture::new(LayerFormat::OverlayUser);
+    fs::write(fixture.path("bottom/a"), "a").unwrap();
+    let u = fixture.open();
+    let a = u.walk("a").unwrap();
+    let time = |secs| SetTime::To(Time { secs, nanos: 5 });
+    let set = |mtime| SetAttr { mtime, ctime: true, ..SetAttr::nothing() };
+    let modified = || u.attr(&a).unwrap().mtime.secs;
+    u.write(&a, 0, b"x", false, true).unwrap();
+    assert!(modified() > 1_000_000_000, "the copy of a lower file, until its time is told");
+    u.set_attr(&a, &set(time(1000))).unwrap();
+    u.write(&a, 1, b"y", false, true).unwrap();
+    assert_eq!(modified(), 1000);
+    u.write(&a, 2, b"z", false, false).unwrap();
+    assert!(modified() > 1_000_000_000, "what is written now");
 }
