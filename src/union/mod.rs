@@ -62,7 +62,7 @@ pub(crate) use listing::Listed;
 pub(crate) use lookup::Entry;
 pub(crate) use node::{Node, NodeId};
 pub(crate) use rename::RenameMode;
-pub(crate) use settle::{Settled, needs_settling, settle};
+pub(crate) use settle::settle;
 pub(crate) use spec::{Lower, SyncPolicy, UnionOptions, UnionSpec, Upper};
 
 use self::descriptors::Descriptors;
@@ -191,11 +191,6 @@ impl Union {
         if id != ROOT {
             self.table.forget(id, lookups);
         }
-    }
-
-    /// Whether anything can be changed.
-    pub(crate) fn is_writable(&self) -> bool {
-        self.upper.is_some()
     }
 
     /// Ends the union: nothing may be asked of it any more but this. Waits until all is on disk, if it

@@ -155,11 +155,6 @@ impl Node {
         })
     }
 
-    /// The inode number.
-    pub(crate) fn id(&self) -> NodeId {
-        self.id
-    }
-
     /// Tells this file from others that had the same number.
     pub(crate) fn generation(&self) -> u64 {
         self.generation
