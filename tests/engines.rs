@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 #[path = "support/suite.rs"]
+#[allow(dead_code, reason = "each suite uses its part")]
 mod suite;
 #[path = "support/tree.rs"]
 mod tree;

@@ -8,7 +8,6 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -22,8 +21,9 @@ use fuser::{
 use super::capabilities::Granted;
 use super::convert;
 use super::latch::Latch;
+use super::reply::{reply_empty, reply_sized, serve};
 use super::session::SessionOptions;
-use crate::sys::errno::{self, Code};
+use crate::sys::errno::Code;
 use crate::sys::file::Seek;
 use crate::sys::groups;
 use crate::sys::xattr::OnPresence;
@@ -90,41 +90,6 @@ impl UnionFs {
             Ok(attr) => reply.attr(&self.ttl, &convert::attr(&attr)),
             Err(e) => reply.error(e),
         }
-    }
-}
-
-/// Serves a request: its error is made a number, and a panic is caught.
-fn serve<T>(what: &'static str, work: impl FnOnce() -> io::Result<T>) -> Result<T, Errno> {
-    // What the union holds is changed in whole steps, and its locks are released in unwinding.
-    match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(Ok(done)) => Ok(done),
-        Ok(Err(e)) => {
-            tracing::trace!(request = what, error = %e, "refused");
-            Err(Errno::from_i32(errno::number(&e)))
-        }
-        Err(_) => {
-            tracing::error!(request = what, "the server panicked on a request, and goes on");
-            Err(Errno::EIO)
-        }
-    }
-}
-
-fn reply_empty(done: Result<(), Errno>, reply: ReplyEmpty) {
-    match done {
-        Ok(()) => reply.ok(),
-        Err(e) => reply.error(e),
-    }
-}
-
-/// Answers a request for a value of which first only the size is asked.
-fn reply_sized(value: Result<Vec<u8>, Errno>, size: u32, reply: ReplyXattr) {
-    match value {
-        Err(e) => reply.error(e),
-        Ok(value) => match u32::try_from(value.len()) {
-            Ok(len) if size == 0 => reply.size(len),
-            Ok(len) if len <= size => reply.data(&value),
-            _ => reply.error(Errno::ERANGE),
-        },
     }
 }
 

@@ -6,6 +6,7 @@ mod capabilities;
 mod convert;
 mod filesystem;
 mod latch;
+mod reply;
 mod session;
 mod view;
 

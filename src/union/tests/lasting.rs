@@ -1,0 +1,224 @@
+//! What lasts: files that are copied, forgotten, removed while open; and settled layers.
+
+use super::*;
+
+#[test]
+fn all_else_goes_on_while_a_file_is_copied() {
+    let f = Fixture::new(LayerFormat::OverlayUser);
+    f.file("bottom/d/big");
+    f.file("bottom/d/other");
+    let u = f.open();
+    u.hooks.hold();
+    let big = u.walk("d/big").unwrap();
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| u.write(&big, 0, b"B", false, false).unwrap());
+        while !u.hooks.held.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        assert_eq!(u.text("d/big").unwrap(), "bottom/d/big");
+        assert_eq!(u.attr(&u.walk("d/big").unwrap()).unwrap().size, 12);
+        assert_eq!(u.ls("d"), ["big", "other"]);
+        u.put("d/new", NewFile::Regular).unwrap();
+        u.rm("d/other").unwrap();
+        u.mv("d/new", "d/newer", RenameMode::Replace).unwrap();
+        u.mv("d", "e", RenameMode::Replace).unwrap();
+        // Even its own name.
+        u.rm("e/big").unwrap();
+        assert_eq!(u.ls("e"), ["newer"]);
+        u.hooks.release();
+        writer.join().unwrap();
+        assert_eq!(u.read(&big, 0, 3).unwrap(), b"Bot");
+        assert_eq!(u.attr(&big).unwrap().nlink, 0);
+    });
+    assert_eq!(u.ls("e"), ["newer"]);
+    assert!(names(&f.path("work/temp")).is_empty());
+}
+
+#[test]
+fn what_is_forgotten_is_freed_however_deep() {
+    let f = Fixture::new(LayerFormat::OverlayUser);
+    let u = f.open();
+    let mut node = Arc::clone(u.root());
+    let mut ids = Vec::new();
+    let own = u.attr(&node).unwrap();
+    for _ in 0..3000 {
+        let make =
+            Make { file: NewFile::Directory, mode: 0o700, umask: 0, uid: own.uid, gid: own.gid };
+        node = u.make(&node, &name("d"), &make).unwrap().node;
+        ids.push(node.id);
+    }
+    assert_eq!(u.table.len(), 3001);
+    drop(node);
+    ids.iter().for_each(|id| u.forget(*id, 1));
+    assert_eq!(u.table.len(), 1);
+    // Found again, step by step.
+    let mut node = Arc::clone(u.root());
+    for id in &ids {
+        let entry = u.lookup(&node, &name("d")).unwrap().unwrap();
+        assert_eq!(entry.attr.ino, *id);
+        u.forget(node.id, 1);
+        node = entry.node;
+    }
+}
+
+#[test]
+fn names_and_targets_are_bytes() {
+    let f = Fixture::new(LayerFormat::OverlayUser);
+    let u = f.open();
+    let odd = Name::new(&b"\xff\n\x01"[..]).unwrap();
+    let own = u.attr(u.root()).unwrap();
+    let file = NewFile::Symlink(b"\xfe/../x".to_vec());
+    let make = Make { file, mode: 0o777, umask: 0, uid: own.uid, gid: own.gid };
+    let link = u.make(u.root(), &odd, &make).unwrap().node;
+    assert_eq!(u.read_link(&link).unwrap(), b"\xfe/../x");
+    assert_eq!(
+        fs::read_dir(f.path("upper")).unwrap().next().unwrap().unwrap().file_name().as_bytes(),
+        odd.as_bytes()
+    );
+}
+
+#[test]
+fn without_an_upper_nothing_changes() {
+    let f = Fixture::new(LayerFormat::OverlayUser);
+    f.file("bottom/a");
+    let dir = Dir::open(f.path("bottom")).unwrap();
+    let u = Union::open(UnionSpec {
+        lowers: vec![Lower { dir: Arc::new(dir), format: f.format }],
+        upper: None,
+        options: UnionOptions::default(),
+    })
+    .unwrap();
+    let a = u.walk("a").unwrap();
+    let read_only = |e: io::Error| assert_eq!(e.raw_os_error(), Some(30));
+    read_only(u.write(&a, 0, b"x", false, false).unwrap_err());
+    read_only(u.rm("a").unwrap_err());
+    read_only(u.put("b", NewFile::Regular).unwrap_err());
+    read_only(u.mv("a", "b", RenameMode::Replace).unwrap_err());
+    read_only(u.set_attr(&a, &SetAttr { mode: Some(0), ..SetAttr::nothing() }).unwrap_err());
+    assert_eq!(u.text("a").unwrap(), "bottom/a");
+    u.close().unwrap();
+}
+
+#[test]
+fn a_settled_upper_stands_on_its_own() {
+    let f = Fixture::new(LayerFormat::OverlayUser);
+    for file in ["bottom/d/sub/a", "top/d/sub/b", "bottom/d/c", "bottom/d/gone", "bottom/e/hidden"]
+    {
+        f.file(file);
+    }
+    f.file("bottom/d/sub/c2");
+    let u = f.open();
+    u.rm("d/gone").unwrap();
+    u.mv("d/sub", "d/moved", RenameMode::Replace).unwrap();
+    u.write(&u.walk("d/moved/a").unwrap(), 0, b"X", false, false).unwrap();
+    u.mv("d", "f", RenameMode::Replace).unwrap();
+    u.rm("e/hidden").unwrap();
+    u.rm_dir("e").unwrap();
+    u.mv("f/moved", "e", RenameMode::Replace).unwrap();
+    let mtime = |u: &Union, path: &str| u.attr(&u.walk(path).unwrap()).unwrap().mtime;
+    let times = (mtime(&u, "e"), mtime(&u, "f"), mtime(&u, "e/b"));
+    let expect = |u: &Union| {
+        assert_eq!(
+            (u.ls(""), u.ls("e"), u.ls("f")),
+            (
+                vec!["e".to_owned(), "f".to_owned()],
+                vec!["a".to_owned(), "b".to_owned(), "c2".to_owned()],
+                vec!["c".to_owned()],
+            )
+        );
+        assert_eq!(u.text("e/a").unwrap(), "Xottom/d/sub/a");
+        assert_eq!(u.text("e/b").unwrap(), "top/d/sub/b");
+        assert_eq!((mtime(u, "e"), mtime(u, "f"), mtime(u, "e/b")), times);
+    };
+    expect(&u);
+    drop(u);
+    assert!(f.path("work/state/redirected").exists());
+    // Stopped at every point, and taken up again.
+    let mut points = 0;
+    loop {
+        let mut left = points;
+        let stopped = settle(f.spec(), &mut |_| {
+            left -= 1;
+            if left < 0 {
+                std::ops::ControlFlow::Break(())
+            } else {
+                std::ops::ControlFlow::Continue(())
+            }
+        });
+        expect(&f.open());
+        match stopped {
+            Err(e) => assert_eq!(e.kind(), ErrorKind::Cancelled),
+            Ok(_) => break,
+        }
+        points += 1;
+    }
+    assert!(points > 5, "{points}");
+    assert!(!f.path("work/state/redirected").exists());
+    // Without redirects it is the same: every mark that is left says what is deleted.
+    let marks = |path: &str| xattr_keys(&f.path("upper").join(path));
+    assert!(marks("f").iter().all(|key| !key.ends_with(b"redirect") && !key.ends_with(b"opaque")));
+    assert!(marks("e").iter().any(|key| key.ends_with(b"opaque")), "it hides the lower e");
+    assert_eq!(f.upper_names("f"), ["c"]);
+    assert_eq!(f.upper_names("e"), ["a", "b", "c2"]);
+}
+
+#[test]
+fn settling_keeps_hard_links_together() {
+    let f = Fixture::new(LayerFormat::OverlayUser);
+    f.file("bottom/d/a");
+    fs::hard_link(f.path("bottom/d/a"), f.path("bottom/d/b")).unwrap();
+    let u = f.open();
+    u.mv("d", "e", RenameMode::Replace).unwrap();
+    drop(u);
+    let settled = settle(f.spec(), &mut crate::ignore_progress).unwrap();
+    assert_eq!(settled, settle::Settled { directories: 1, copied: 1 });
+    let meta = |path: &str| fs::metadata(f.path("upper").join(path)).unwrap();
+    assert_eq!((meta("e/a").ino(), meta("e/a").nlink()), (meta("e/b").ino(), 2));
+}
+
+fn xattr_keys(path: &Path) -> Vec<Vec<u8>> {
+    use crate::sys::xattr::{self, Of};
+    xattr::list(Of::dir(&Dir::open(path).unwrap())).unwrap()
+}
+
+#[test]
+fn a_removed_directory_that_is_open_can_be_changed() {
+    let f = Fixture::new(LayerFormat::OverlayUser);
+    for dir in ["bottom/low", "bottom/up"] {
+        fs::create_dir(f.path(dir)).unwrap();
+        fs::set_permissions(f.path(dir), fs::Permissions::from_mode(0o555)).unwrap();
+    }
+    let u = f.open();
+    let (low, up) = (u.walk("low").unwrap(), u.walk("up").unwrap());
+    let set = |mode| SetAttr { mode: Some(mode), ..SetAttr::nothing() };
+    u.set_attr(&up, &set(0o511)).unwrap();
+    u.rm_dir("low").unwrap();
+    u.rm_dir("up").unwrap();
+    let mode = |node| u.attr(node).map(|attr| (attr.mode, attr.nlink)).unwrap();
+    assert_eq!((mode(&low), mode(&up)), ((0o555, 0), (0o511, 0)));
+    for node in [&low, &up] {
+        u.set_attr(node, &set(0o1700)).unwrap();
+        u.set_xattr(node, b"user.k", b"v", OnPresence::Any, true).unwrap();
+        assert_eq!(mode(node), (0o1700, 0));
+        assert!(u.lookup(node, &name("x")).is_err());
+    }
+    assert_eq!(u.ls(""), Vec::<String>::new());
+}
+
+#[test]
+fn what_was_held_back_is_written_at_the_time_that_was_set() {
+    let fixture = Fixture::new(LayerFormat::OverlayUser);
+    fs::write(fixture.path("bottom/a"), "a").unwrap();
+    let u = fixture.open();
+    let a = u.walk("a").unwrap();
+    let time = |secs| SetTime::To(Time { secs, nanos: 5 });
+    let set = |mtime| SetAttr { mtime, ctime: true, ..SetAttr::nothing() };
+    let modified = || u.attr(&a).unwrap().mtime.secs;
+    u.write(&a, 0, b"x", false, true).unwrap();
+    assert!(modified() > 1_000_000_000, "the copy of a lower file, until its time is told");
+    u.set_attr(&a, &set(time(1000))).unwrap();
+    u.write(&a, 1, b"y", false, true).unwrap();
+    assert_eq!(modified(), 1000);
+    u.write(&a, 2, b"z", false, false).unwrap();
+    assert!(modified() > 1_000_000_000, "what is written now");
+}
