@@ -109,6 +109,7 @@ mod fuse;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(feature = "fuse")]
 mod idmap;
 mod image;
 mod layer;

@@ -11,7 +11,7 @@ use super::Store;
 use super::hold::Hold;
 use super::metadata::Row;
 use super::snapshot::Kind;
-use crate::driver::{own_work, write_back};
+use crate::driver::write_back;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::progress::ProgressFn;
 use crate::sys::dir::Dir;
@@ -47,7 +47,7 @@ impl Store {
         _hold: &Hold,
         progress: &mut ProgressFn<'_>,
     ) -> Result<()> {
-        use crate::driver::MountOptions;
+        use crate::driver::{MountOptions, own_work};
         use crate::fuse::{Transport, View, ViewUpper};
         use crate::sys::mount::Attributes;
 

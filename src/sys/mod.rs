@@ -5,21 +5,28 @@
 #![allow(unsafe_code)]
 
 pub(crate) mod copy;
+#[cfg(feature = "fuse")]
 pub(crate) mod daemon;
 pub(crate) mod dir;
 pub(crate) mod errno;
+#[cfg(feature = "fuse")]
 pub(crate) mod file;
 pub(crate) mod fs_features;
+#[cfg(feature = "fuse")]
 pub(crate) mod fuse;
+#[cfg(feature = "fuse")]
 pub(crate) mod groups;
 pub(crate) mod lock;
+#[cfg(feature = "fuse")]
 pub(crate) mod memory;
 pub(crate) mod mount;
 pub(crate) mod mountinfo;
 pub(crate) mod remove;
 pub(crate) mod resolve;
 pub(crate) mod stat;
+#[cfg(feature = "fuse")]
 pub(crate) mod umask;
 pub(crate) mod userns;
+#[cfg(feature = "fuse")]
 pub(crate) mod wait;
 pub(crate) mod xattr;
