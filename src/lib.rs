@@ -109,6 +109,8 @@ mod fuse;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(feature = "fuse")]
+pub mod helper;
 mod idmap;
 mod image;
 mod layer;
@@ -140,7 +142,9 @@ pub use driver::{
     UpperDir, Visibility, unmount_at,
 };
 #[cfg(feature = "fuse")]
-pub use driver::{FuseDriver, FuseLayer, FuseMount, FuseMountOptions, FuseUnmounter, IdRange};
+pub use driver::{
+    FuseDriver, FuseLayer, FuseMount, FuseMountOptions, FuseServer, FuseUnmounter, IdRange,
+};
 #[cfg(feature = "fuse")]
 #[doc(hidden)]
 pub use driver::{fuse_privileges, leave_terminal};

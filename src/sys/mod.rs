@@ -18,6 +18,7 @@ pub(crate) mod mount;
 pub(crate) mod mountinfo;
 pub(crate) mod remove;
 pub(crate) mod resolve;
+pub(crate) mod socket;
 pub(crate) mod stat;
 pub(crate) mod umask;
 pub(crate) mod userns;
