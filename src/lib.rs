@@ -110,6 +110,8 @@ mod fuse;
 #[doc(hidden)]
 pub mod fuzzing;
 #[cfg(feature = "fuse")]
+pub mod helper;
+#[cfg(feature = "fuse")]
 mod idmap;
 mod image;
 mod layer;
@@ -141,7 +143,9 @@ pub use driver::{
     UpperDir, Visibility, unmount_at,
 };
 #[cfg(feature = "fuse")]
-pub use driver::{FuseDriver, FuseLayer, FuseMount, FuseMountOptions, FuseUnmounter, IdRange};
+pub use driver::{
+    FuseDriver, FuseLayer, FuseMount, FuseMountOptions, FuseServer, FuseUnmounter, IdRange,
+};
 #[cfg(feature = "fuse")]
 #[doc(hidden)]
 pub use driver::{fuse_privileges, leave_terminal};

@@ -2,6 +2,7 @@
 //!
 //! - imports point down only: to a lower tier of [`TIERS`], or within the own folder;
 //! - system calls stay behind the fence, FUSE and SQLite in their rooms ([`ROOMS`]);
+//! - processes are started in the files of [`STARTERS`] alone;
 //! - a file has a head that says what it is for, a name that says it too, and at most 600 lines.
 //!
 //! Comments and strings do not count: the source is cut into tokens first. What macros expand to is
@@ -34,11 +35,12 @@ const TIERS: &[(&str, u8)] = &[
     // By the options of `archive`.
     ("adopt", 6),
     ("helper", 6),
-    ("driver", 6),
-    ("store", 7),
-    ("image", 8),
-    ("fuzzing", 9),
-    ("bin", 10),
+    // Starts helpers.
+    ("driver", 7),
+    ("store", 8),
+    ("image", 9),
+    ("fuzzing", 10),
+    ("bin", 11),
 ];
 
 /// The tiers whose modules are single files.
@@ -54,6 +56,9 @@ const ROOMS: &[(&str, &str)] = &[
     ("fuser", "fuse/"),
     ("rusqlite", "store/metadata"),
 ];
+
+/// Where processes are started: helpers, and the program fusermount3. Tests may start others.
+const STARTERS: &[&str] = &["helper/spawn.rs", "sys/fuse.rs"];
 
 const MAX_LINES: usize = 600;
 
@@ -115,6 +120,13 @@ fn faults(name: &str, text: &str, exports: &BTreeMap<String, String>) -> Vec<Str
             && !(name == "error.rs" && is_errno(&path))
         {
             faults.push(format!("{line}: {what:?} belongs in src/{room} alone"));
+        }
+    }
+
+    for Use { line, path } in outside(&tokens, &paths) {
+        let starts = path.windows(2).any(|pair| pair == ["process", "Command"]);
+        if starts && !name.ends_with("tests.rs") && !STARTERS.contains(&name) {
+            faults.push(format!("{line}: processes are started in {STARTERS:?} alone"));
         }
     }
 
@@ -473,6 +485,9 @@ fn what_leaves_its_room_is_found() {
         ("sys/mount.rs", "use rustix::mount; fn f() { unsafe { libc::sync() } }", &[]),
         ("error.rs", "fn f() -> i32 { libc::ENOENT }", &[]),
         ("error.rs", "fn f() { libc::getpid() }", &[2]),
+        ("driver/union.rs", "use std::process::{Child, Command};", &[2]),
+        ("store/gc.rs", "use std::process; fn f() { process::Command::new(x) }", &[2]),
+        ("helper/spawn.rs", "use std::process::{Child, Command};", &[]),
         ("path.rs", "#![deny(unsafe_code)] fn nix() { x.nix(); a::nix::b }", &[]),
     ] {
         let found = check(name, text);

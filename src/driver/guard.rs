@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use super::identity::{MountIdentity, MountState, NamespaceId};
@@ -19,6 +20,14 @@ pub(super) trait ActiveMount: fmt::Debug + Send + Sync {
     fn unmount(&mut self, how: Unmount) -> Result<()>;
     /// Lets it stay when the guard, and perhaps the process, is gone.
     fn leave(self: Box<Self>) -> Result<MountIdentity>;
+    /// What becomes readable when the process that serves it ends, if that is another.
+    fn server(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+    /// Whether another process keeps the lock that came with the request.
+    fn has_lock(&self) -> bool {
+        false
+    }
     /// Lets go of what was held for a mount that is out of the tree, as soon as nothing can be written
     /// through it any more.
     fn release(self: Box<Self>, held: Held) {
@@ -122,11 +131,25 @@ impl Guard {
         }
     }
 
+    /// A descriptor that becomes readable when the process that serves the mount ends, if that is a helper:
+    /// to be waited for with others, as by poll(2). Then [`Guard::state`] says whether the mount was
+    /// unmounted or is [dead](MountState::Dead). Nothing is to be read from it.
+    pub fn server(&self) -> Option<BorrowedFd<'_>> {
+        self.mount.as_ref().and_then(|mount| mount.server())
+    }
+
+    /// Whether another process keeps the lock that came with the request.
+    pub(crate) fn has_lock(&self) -> bool {
+        self.mount.as_ref().is_some_and(|mount| mount.has_lock())
+    }
+
     /// Unmounts, unless files are in use. What is gone already is no error.
     ///
     /// # Errors
-    /// [`ErrorKind::Busy`] while files in it are in use, or another mount lies over it: the mount
-    /// stays and the guard holds it, so that the call may be repeated.
+    /// - [`ErrorKind::Busy`] while files in it are in use, or another mount lies over it: the mount
+    ///   stays and the guard holds it, so that the call may be repeated.
+    /// - [`ErrorKind::Io`] if what was written could not be written to the layer, or the process that served
+    ///   the mount has died: a dead mount is taken away.
     pub fn unmount(&mut self) -> Result<()> {
         if let Some(mount) = &mut self.mount {
             mount.unmount(Unmount::WhenIdle)?;
@@ -163,7 +186,7 @@ impl Drop for Guard {
             done = mount.unmount(Unmount::Detach);
         }
         if let Err(e) = done {
-            tracing::error!("a mount stays: {e}");
+            tracing::error!("a mount did not end well: {e}");
         }
         mount.release(std::mem::take(&mut self.held));
     }
@@ -185,7 +208,7 @@ pub(super) fn is_topmost(point: &MountPoint, identity: &MountIdentity) -> Result
             )
             .with_path(path));
         }
-        MountState::Mounted | MountState::Unknown => {}
+        MountState::Mounted | MountState::Unknown | MountState::Dead => {}
     }
     if !identity.is(point.topmost().at("look at mount", path)?) {
         return Err(Error::new(
@@ -314,6 +337,17 @@ pub fn unmount_at(target: &Path, expect: Option<&MountIdentity>) -> Result<()> {
     unmount(&point, Unmount::WhenIdle)
 }
 
+/// Takes the mount away from `target`, also if files in it are in use, if it is the topmost there; whether
+/// it was.
+pub(crate) fn detach_at(target: &Path, identity: &MountIdentity) -> Result<bool> {
+    let point = MountPoint::open(target)?;
+    if !identity.is(point.topmost().at("look at mount", target)?) {
+        return Ok(false);
+    }
+    unmount(&point, Unmount::Detach)?;
+    Ok(true)
+}
+
 /// Has what was written to a FUSE mount on `target`, and is still with the kernel, written to its layer;
 /// other mounts hold nothing back. What is gone, under another mount, or where the caller cannot look, is
 /// passed over.
@@ -334,7 +368,7 @@ pub(crate) fn write_back(target: &Path, identity: &MountIdentity) -> Result<()> 
     }
 }
 
-fn unmount(point: &MountPoint, how: Unmount) -> Result<()> {
+pub(super) fn unmount(point: &MountPoint, how: Unmount) -> Result<()> {
     let done = match point.unmount(how) {
         Err(e) if Refusal::of(&e) == Refusal::NotPermitted && is_fuse(point) => {
             // It may have been made by it, too.

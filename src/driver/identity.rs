@@ -56,6 +56,9 @@ pub struct MountIdentity {
 pub enum MountState {
     /// It is there, perhaps under another mount.
     Mounted,
+    /// It is, but the process that served it has died: all use of it fails until it is unmounted. Only a
+    /// [`Guard`](crate::Guard) can tell.
+    Dead,
     /// It is not.
     Gone,
     /// It was made in another mount namespace, where the caller cannot look.

@@ -22,7 +22,9 @@ mod target;
 mod union;
 
 use std::fmt::Debug;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use copy::CopyDriver;
 #[cfg(feature = "fuse")]
@@ -35,9 +37,9 @@ pub use mounts::{Mount, Restrictions};
 pub use overlay::{MAX_LAYERS, OverlayDriver, Rung};
 pub use probe::{Feature, Probe, ProbeTarget};
 #[cfg(feature = "fuse")]
-pub use union::FuseDriver;
+pub use union::{FuseDriver, FuseServer};
 
-pub(crate) use guard::write_back;
+pub(crate) use guard::{detach_at, write_back};
 pub(crate) use target::is_mount_point;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -97,7 +99,21 @@ pub struct MountRequest {
     pub tree: Option<PathBuf>,
     /// How to mount it.
     pub options: MountOptions,
+    /// To be kept open by the process that serves the mount.
+    pub(crate) lock: Option<SharedLock>,
 }
+
+/// A descriptor that has a lock, as has another of the same open file.
+#[derive(Clone, Debug)]
+pub(crate) struct SharedLock(pub(crate) Arc<OwnedFd>);
+
+impl PartialEq for SharedLock {
+    fn eq(&self, other: &SharedLock) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for SharedLock {}
 
 impl MountRequest {
     /// A request without layers; set the fields.
@@ -110,6 +126,7 @@ impl MountRequest {
             empty: empty.into(),
             tree: None,
             options: MountOptions::default(),
+            lock: None,
         }
     }
 }
@@ -161,6 +178,16 @@ pub trait Driver: sealed::Sealed + Debug + Send + Sync {
     /// directory, or lies inside or above one of the layers; and whatever the kernel refuses, with
     /// its own text.
     fn activate(&self, request: &MountRequest, target: &Path) -> Result<Guard>;
+
+    /// Whether mounts are served by a process that they die with.
+    fn is_served(&self) -> bool {
+        false
+    }
+
+    /// Whether mounts are served by a process that this one may leave behind, and that ends with them.
+    fn has_helpers(&self) -> bool {
+        false
+    }
 
     /// Whether the engine shows directories that the union of this crate renamed, and of which lower
     /// layers have the contents, as they are. The default is that it does not: they are completed first.

@@ -3,14 +3,16 @@
 //!
 //! The mount is this process's own, if it may mount in its user namespace; else the program fusermount3
 //! makes it, which is how ordinary users get one. It is served by threads of this process, and ends with
-//! it.
+//! it; or by a helper process ([`helper`](crate::helper)), which outlives this one.
 //!
 //! What an engine gets as its work directory is the kernel's; in it, [`own_work`](super::own_work) is the
 //! union's own.
 
+mod helped;
 mod served;
 mod trial;
 
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -21,12 +23,26 @@ use super::{
 };
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::fuse::{Transport, View, ViewUpper};
+use crate::helper::HelperCommand;
 use crate::layer::LayerFormat;
 use crate::sys::fuse::{self, FuseMount};
 use crate::sys::mount::{self as sys, Attributes, Refusal};
 use crate::sys::userns;
 
+use helped::Helped;
 use served::Served;
+
+/// Who serves mounts over FUSE.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FuseServer {
+    /// Threads of this process: its mounts end with it.
+    #[default]
+    InProcess,
+    /// A process for each mount, which outlives this one if the guard is [left](Guard::leave), or if this
+    /// process is killed.
+    Helper(HelperCommand),
+}
 
 /// The engine that mounts this crate's own union file system over FUSE.
 ///
@@ -44,6 +60,7 @@ use served::Served;
 /// ```
 #[derive(Debug, Default)]
 pub struct FuseDriver {
+    server: FuseServer,
     /// How mounts are made; or of what kind the hindrance is, and what it is.
     transport: OnceLock<Result<Transport, (ErrorKind, String)>>,
 }
@@ -52,6 +69,25 @@ impl FuseDriver {
     /// An engine that has yet to find out how it gets its mounts.
     pub fn new() -> Self {
         FuseDriver::default()
+    }
+
+    /// An engine whose mounts are served so.
+    ///
+    /// ```no_run
+    /// use stratafs::helper::{HelperCommand, run_if_requested};
+    /// use stratafs::{Driver, FuseDriver, FuseServer, LayerFormat, MountRequest};
+    ///
+    /// run_if_requested(); // First in main.
+    /// let driver = FuseDriver::served_by(FuseServer::Helper(HelperCommand::CurrentExe));
+    /// let mut request = MountRequest::new(LayerFormat::OverlayUser, "/store/empty");
+    /// request.lower = vec!["/store/1".into()];
+    /// let identity = driver.activate(&request, "/mnt".as_ref())?.leave()?;
+    /// // The mount stays when this process ends; whoever has its identity can unmount it:
+    /// stratafs::unmount_at("/mnt".as_ref(), Some(&identity))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn served_by(server: FuseServer) -> Self {
+        FuseDriver { server, ..FuseDriver::default() }
     }
 
     fn transport(&self) -> Result<Transport> {
@@ -83,14 +119,19 @@ impl FuseDriver {
         })
     }
 
-    fn serve(&self, request: &MountRequest, target: Target) -> Result<Served> {
+    /// What is to be mounted on `target`, if that may be.
+    fn plan(&self, request: &MountRequest, target: &Target) -> Result<View> {
         let view = self.view(request)?;
         marks_can_be_read(request.format)?;
         for layer in view.lowers.iter().chain(view.upper.as_ref().map(|upper| &upper.dir)) {
             let dir = sys::open_dir_path(layer).at("open layer", layer)?;
             target.keep_apart(&dir, layer)?;
         }
-        Served::mount(&view, target)
+        Ok(view)
+    }
+
+    fn serve(&self, request: &MountRequest, target: Target) -> Result<Served> {
+        Served::mount(&self.plan(request, &target)?, target)
     }
 }
 
@@ -200,6 +241,14 @@ impl Driver for FuseDriver {
         marks_can_be_read(target.format)
     }
 
+    fn is_served(&self) -> bool {
+        true
+    }
+
+    fn has_helpers(&self) -> bool {
+        matches!(self.server, FuseServer::Helper(_))
+    }
+
     fn follows_redirects(&self) -> bool {
         true
     }
@@ -222,7 +271,14 @@ impl Driver for FuseDriver {
     }
 
     fn activate(&self, request: &MountRequest, target: &Path) -> Result<Guard> {
-        let served = self.serve(request, Target::open(target)?)?;
-        Ok(Guard::new(Box::new(served)))
+        let target = Target::open(target)?;
+        Ok(match &self.server {
+            FuseServer::InProcess => Guard::new(Box::new(self.serve(request, target)?)),
+            FuseServer::Helper(command) => {
+                let view = self.plan(request, &target)?;
+                let lock = request.lock.as_ref().map(|lock| lock.0.as_fd());
+                Guard::new(Box::new(Helped::mount(command, &view, target, lock)?))
+            }
+        })
     }
 }

@@ -17,6 +17,7 @@ use super::staging::Staged;
 use super::{Store, wrong_kind};
 use crate::driver::{
     Driver, Guard, Mount, MountOptions, MountRequest, ProbeTarget, Shown, UpperDir, unmount_at,
+    write_back,
 };
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::marks;
@@ -70,9 +71,12 @@ impl Store {
     pub fn activate(&self, key: &str, target: &Path, options: &MountOptions) -> Result<Guard> {
         let (row, hold) = self.hold_unmounted(key, &self.mountable(key)?)?;
         let target = target.canonicalize().at("find the mount point", target)?;
-        let request = self.request(&row, options)?;
+        let mut request = self.request(&row, options)?;
+        request.lock = Some(hold.share()?);
         let mount = |driver: &dyn Driver, row: &Row, path: &Path| {
             let mut mount = MountRow::new(row.id, &target);
+            mount.served = driver.is_served();
+            mount.helper = driver.has_helpers();
             write_row(path, &mount)?;
             let guard = match driver.activate(&request, &target) {
                 Ok(guard) => guard,
@@ -165,6 +169,13 @@ impl Store {
             };
             match show() {
                 Ok(mut guard) => {
+                    let hold = match guard.has_lock() {
+                        true => {
+                            hold.hand_over();
+                            None
+                        }
+                        false => Some(hold),
+                    };
                     guard.hold(Box::new(Kept { row: path, _hold: hold }));
                     return Ok(guard);
                 }
@@ -194,6 +205,7 @@ impl Store {
                 return Err(Error::new(ErrorKind::NotFound, text));
             }
         };
+        self.sweep_dead_mounts(Some((row.id, &hold)))?;
         self.not_mounted(&row)?;
         Ok((row, hold))
     }
@@ -240,7 +252,8 @@ impl Store {
     }
 
     /// Unmounts what [`Store::activate`] mounted at `target` and a guard left there; or ends the use of
-    /// the copy `target` that [`Store::activate_in_place`] gave.
+    /// the copy `target` that [`Store::activate_in_place`] gave. Of a mount that a helper serves, waits until
+    /// all that was written is with the layer's file system.
     ///
     /// # Errors
     /// - [`ErrorKind::NotFound`]: this store has nothing mounted there.
@@ -249,7 +262,13 @@ impl Store {
         let target = target.canonicalize().at("find the mount point", target)?;
         for (path, row) in self.rows()? {
             if row.target() == target && !row.is_gone()? {
+                if let Some(identity) = &row.identity {
+                    write_back(&target, identity)?;
+                }
                 unmount_at(&target, row.identity.as_ref())?;
+                if row.helper {
+                    self.wait_until_free(row.snapshot)?;
+                }
                 return remove_if_gone(&path);
             }
         }

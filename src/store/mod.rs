@@ -47,9 +47,9 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-#[cfg(feature = "fuse")]
-use crate::driver::FuseDriver;
 use crate::driver::{CopyDriver, Driver, OverlayDriver};
+#[cfg(feature = "fuse")]
+use crate::driver::{FuseDriver, FuseServer};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::LayerFormat;
 use crate::sys::fs_features;
@@ -88,6 +88,9 @@ pub struct StoreOptions {
     pub busy_timeout: Duration,
     /// The engine that mounts; the default picks one.
     pub driver: DriverChoice,
+    /// Who serves mounts over FUSE; the default is this process.
+    #[cfg(feature = "fuse")]
+    pub fuse_server: FuseServer,
     #[doc(hidden)]
     pub on_durable_point: Option<DurablePointHook>,
 }
@@ -101,6 +104,8 @@ impl Default for StoreOptions {
             run_dir: None,
             busy_timeout: Duration::from_secs(10),
             driver: DriverChoice::Auto,
+            #[cfg(feature = "fuse")]
+            fuse_server: FuseServer::InProcess,
             on_durable_point: None,
         }
     }
@@ -110,6 +115,13 @@ impl StoreOptions {
     /// The defaults.
     pub fn new() -> Self {
         StoreOptions::default()
+    }
+
+    fn drivers(&self) -> Vec<Box<dyn Driver>> {
+        #[cfg(feature = "fuse")]
+        return self.driver.drivers_served_by(&self.fuse_server);
+        #[cfg(not(feature = "fuse"))]
+        self.driver.drivers()
     }
 }
 
@@ -142,17 +154,24 @@ pub enum DriverChoice {
 impl DriverChoice {
     /// New engines, in the order in which they are tried.
     pub fn drivers(self) -> Vec<Box<dyn Driver>> {
-        let overlay = || Box::new(OverlayDriver::new());
         #[cfg(feature = "fuse")]
-        let fuse = || Box::new(FuseDriver::new());
+        return self.drivers_served_by(&FuseServer::InProcess);
+        #[cfg(not(feature = "fuse"))]
+        match self {
+            DriverChoice::Auto => vec![Box::new(OverlayDriver::new()), Box::new(CopyDriver::new())],
+            DriverChoice::Overlay => vec![Box::new(OverlayDriver::new())],
+            DriverChoice::Copy => vec![Box::new(CopyDriver::new())],
+        }
+    }
+
+    #[cfg(feature = "fuse")]
+    fn drivers_served_by(self, server: &FuseServer) -> Vec<Box<dyn Driver>> {
+        let overlay = || Box::new(OverlayDriver::new());
+        let fuse = || Box::new(FuseDriver::served_by(server.clone()));
         let copy = || Box::new(CopyDriver::new());
         match self {
-            #[cfg(feature = "fuse")]
             DriverChoice::Auto => vec![overlay(), fuse(), copy()],
-            #[cfg(not(feature = "fuse"))]
-            DriverChoice::Auto => vec![overlay(), copy()],
             DriverChoice::Overlay => vec![overlay()],
-            #[cfg(feature = "fuse")]
             DriverChoice::Fuse => vec![fuse()],
             DriverChoice::Copy => vec![copy()],
         }
@@ -203,10 +222,10 @@ impl Store {
             opened => opened?,
         };
         layout.fill_reserve()?;
+        let drivers = options.drivers();
         let run_dir = options.run_dir.unwrap_or_else(|| layout.path.join("run"));
         drop(lock);
         let waits = Waits { durability: options.durability, hook: options.on_durable_point };
-        let drivers = options.driver.drivers();
         let able = OnceLock::new();
         let store = Store { layout, metadata, waits, drivers, able, run_dir };
         match store.sweep() {

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use super::hold::Hold;
 use super::metadata::Row;
 use super::{Store, staging};
-use crate::driver::{MountIdentity, MountState, NamespaceId, is_mount_point};
+use crate::driver::{MountIdentity, MountState, NamespaceId, detach_at, is_mount_point};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::sys::lock::Sharing;
 use crate::sys::mountinfo;
@@ -27,11 +27,23 @@ pub(super) struct MountRow {
     /// None while it is being mounted; should the process die then, whatever is mounted at the target
     /// is taken for it.
     pub(super) identity: Option<MountIdentity>,
+    /// A process serves it, and holds the snapshot for as long as it does.
+    #[serde(default)]
+    pub(super) served: bool,
+    /// That is a helper: it ends with the mount.
+    #[serde(default)]
+    pub(super) helper: bool,
 }
 
 impl MountRow {
     pub(super) fn new(snapshot: i64, target: &Path) -> MountRow {
-        MountRow { snapshot, target: target.as_os_str().as_bytes().to_vec(), identity: None }
+        MountRow {
+            snapshot,
+            target: target.as_os_str().as_bytes().to_vec(),
+            identity: None,
+            served: false,
+            helper: false,
+        }
     }
 
     pub(super) fn target(&self) -> PathBuf {
@@ -46,7 +58,7 @@ impl MountRow {
         Ok(match identity.state(&self.target())? {
             MountState::Gone => true,
             MountState::OtherNamespace => !is_inhabited(identity.mount_namespace()),
-            MountState::Mounted | MountState::Unknown => false,
+            MountState::Mounted | MountState::Unknown | MountState::Dead => false,
         })
     }
 }
@@ -55,7 +67,8 @@ impl MountRow {
 #[derive(Debug)]
 pub(super) struct Kept {
     pub(super) row: PathBuf,
-    pub(super) _hold: Hold,
+    /// None if another process has it.
+    pub(super) _hold: Option<Hold>,
 }
 
 impl Drop for Kept {
@@ -82,8 +95,9 @@ impl Store {
         Ok(())
     }
 
-    /// Removes rows of mounts that are gone; how many.
+    /// Removes rows of mounts that are gone, and takes those away that nobody serves any more; how many.
     pub(super) fn sweep_mount_rows(&self) -> Result<u64> {
+        self.sweep_dead_mounts(None)?;
         let mut swept = 0;
         let boot = boot()?;
         for path in self.row_paths()? {
@@ -108,6 +122,42 @@ impl Store {
             }
         }
         Ok(swept)
+    }
+
+    /// Takes away the mounts of this boot and namespace whose server has died: nobody holds the snapshot, but
+    /// for the caller, should he.
+    pub(super) fn sweep_dead_mounts(&self, held: Option<(i64, &Hold)>) -> Result<()> {
+        for (path, row) in self.rows()? {
+            let Some(identity) = row.identity.as_ref().filter(|_| row.served) else { continue };
+            let _hold = match held {
+                Some((id, _)) if id == row.snapshot => None,
+                Some(_) => continue,
+                None => match self.try_hold(row.snapshot, Sharing::Exclusive) {
+                    Ok(Some(hold)) => Some(hold),
+                    Ok(None) => continue,
+                    // It was removed.
+                    Err(e) if e.kind() == ErrorKind::NotFound => None,
+                    Err(e) => return Err(e),
+                },
+            };
+            let target = row.target();
+            if identity.state(&target)? != MountState::Mounted {
+                continue;
+            }
+            match detach_at(&target, identity) {
+                Ok(true) => tracing::warn!(
+                    "the process that served the mount on {target:?} has died: the mount is taken away, \
+                     and what had not been closed or synced may be lost; mount it again"
+                ),
+                Ok(false) => tracing::warn!(
+                    "the process that served the mount on {target:?} has died, and another mount lies \
+                     over it: unmount both"
+                ),
+                Err(e) => tracing::warn!("a mount whose server has died stays: {e}"),
+            }
+            remove_if_gone(&path)?;
+        }
+        Ok(())
     }
 
     fn mounts_dir(&self) -> PathBuf {

@@ -29,6 +29,14 @@ impl Flock {
     }
 }
 
+impl Flock {
+    /// Lets another process have it, which has the descriptor: then it is released by that one's end.
+    pub(crate) fn hand_over(mut self) {
+        // No process has this id, and so nobody unlocks.
+        self.process = 0;
+    }
+}
+
 impl Drop for Flock {
     fn drop(&mut self) {
         if self.process == std::process::id()
@@ -87,6 +95,18 @@ mod tests {
         drop(held);
         assert!(try_lock(open(), Sharing::Exclusive).unwrap().is_ok());
         drop(copied);
+    }
+
+    #[test]
+    fn a_lock_that_was_handed_over_ends_with_the_other_descriptor() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let open = || OwnedFd::from(file.reopen().unwrap());
+        let held = try_lock(open(), Sharing::Exclusive).unwrap().unwrap();
+        let other = held.as_fd().try_clone_to_owned().unwrap();
+        held.hand_over();
+        assert!(try_lock(open(), Sharing::Shared).unwrap().is_err());
+        drop(other);
+        assert!(try_lock(open(), Sharing::Exclusive).unwrap().is_ok());
     }
 
     #[test]

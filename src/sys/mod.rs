@@ -23,6 +23,7 @@ pub(crate) mod mount;
 pub(crate) mod mountinfo;
 pub(crate) mod remove;
 pub(crate) mod resolve;
+pub(crate) mod socket;
 pub(crate) mod stat;
 #[cfg(feature = "fuse")]
 pub(crate) mod umask;

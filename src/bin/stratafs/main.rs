@@ -29,6 +29,8 @@ use failure::Failure;
 use interrupt::Interrupt;
 
 fn main() -> ExitCode {
+    #[cfg(feature = "fuse")]
+    stratafs::helper::run_if_requested();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(e) => return refuse(&e),

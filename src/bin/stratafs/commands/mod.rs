@@ -14,6 +14,8 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 use stratafs::{ErrorKind, ImageRecord, Store, StoreOptions};
+#[cfg(feature = "fuse")]
+use stratafs::{FuseServer, helper::HelperCommand};
 
 use crate::args::{Command, DriverName, Layer};
 use crate::failure::Failure;
@@ -72,6 +74,11 @@ impl Context {
         let mut options = StoreOptions::new();
         options.create = missing == Missing::Create;
         options.driver = self.driver.choice();
+        #[cfg(feature = "fuse")]
+        {
+            // What a command mounts is to be there when it has ended.
+            options.fuse_server = FuseServer::Helper(HelperCommand::CurrentExe);
+        }
         Ok(Store::open(&self.root, options)?)
     }
 

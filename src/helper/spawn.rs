@@ -1,0 +1,164 @@
+//! The starter's side: starts a helper, and asks it to unmount.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use super::protocol::Message;
+use super::{HelperCommand, REQUEST, hear, say};
+use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::fuse::View;
+use crate::sys::mountinfo::MountIds;
+use crate::sys::{socket, wait};
+
+/// How long a helper may take to mount. That takes an instant; a program that is no helper may wait for ever.
+const TO_MOUNT: Duration = Duration::from_secs(60);
+
+/// A helper that serves a mount. Dropped, it goes on serving.
+#[derive(Debug)]
+pub(crate) struct Helper {
+    socket: OwnedFd,
+    /// None once it was waited for.
+    child: Option<Child>,
+    mount: MountIds,
+    features: Vec<(String, bool)>,
+}
+
+impl Helper {
+    /// Starts a helper that mounts `view` on the directory `target`, an absolute path, and keeps `lock` open
+    /// for as long as anything may be written.
+    ///
+    /// # Errors
+    /// What it says of mounting, with its kind; [`ErrorKind::Incompatible`] if the program is no helper.
+    pub(crate) fn start(
+        command: &HelperCommand,
+        view: &View,
+        target: &Path,
+        lock: Option<BorrowedFd<'_>>,
+    ) -> Result<Helper> {
+        let (socket, theirs) = socket::pair().at("make a socket for", "a helper")?;
+        let program = match command {
+            HelperCommand::Path(path) => path.as_os_str(),
+            HelperCommand::CurrentExe => OsStr::new("/proc/self/exe"),
+        };
+        let mut start = Command::new(program);
+        start.arg0("stratafs-helper").arg(REQUEST);
+        start.stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = start.spawn().at("start as a helper the program", program)?;
+        // Its copy of the other end: else its end would not be noticed.
+        drop(start);
+        let mut helper = Helper {
+            socket,
+            child: Some(child),
+            mount: MountIds { id: 0, unique: None },
+            features: Vec::new(),
+        };
+        match helper.begin(view, target, lock) {
+            Ok(()) => Ok(helper),
+            Err(e) => {
+                helper.kill();
+                Err(e.with_path_if_none(target))
+            }
+        }
+    }
+
+    fn begin(&mut self, view: &View, target: &Path, lock: Option<BorrowedFd<'_>>) -> Result<()> {
+        let message = Message::Mount { view: view.clone(), target: target.to_owned() };
+        say(&self.socket, &message, lock)?;
+        let answered = wait::until_readable([self.socket.as_fd()], Some(TO_MOUNT));
+        if answered.at("wait for", "a helper")? == [false] {
+            return Err(Error::new(
+                ErrorKind::Incompatible,
+                "the helper does not answer: its `main` must begin with \
+                 stratafs::helper::run_if_requested(); it was to mount on",
+            ));
+        }
+        match hear(&self.socket)? {
+            Some((Message::Ready { mount, features }, _)) => {
+                (self.mount, self.features) = (mount, features);
+                Ok(())
+            }
+            Some((Message::Failed { kind, text }, _)) => Err(Error::new(kind, text)),
+            _ => Err(Error::new(
+                ErrorKind::Incompatible,
+                "the helper ended without an answer: its `main` must begin with \
+                 stratafs::helper::run_if_requested(); it was to mount on",
+            )),
+        }
+    }
+
+    /// Which mount it made.
+    pub(crate) fn mount(&self) -> MountIds {
+        self.mount
+    }
+
+    /// The features of the kernel that were asked for, and whether they were granted.
+    pub(crate) fn granted(&self) -> &[(String, bool)] {
+        &self.features
+    }
+
+    /// Becomes readable when the helper has ended: it says nothing unasked.
+    pub(crate) fn end(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Whether it has ended, within `limit`.
+    pub(crate) fn has_ended(&self, limit: Duration) -> bool {
+        // In doubt it lives.
+        wait::until_readable([self.end()], Some(limit)).is_ok_and(|[ended]| ended)
+    }
+
+    /// Has it unmount, and waits until all that was written is with the layer's file system; with `detach`,
+    /// which a mount that is in use needs, it does not wait.
+    ///
+    /// # Errors
+    /// What it says; [`ErrorKind::Busy`] while files are in use.
+    pub(crate) fn unmount(&mut self, detach: bool) -> Result<()> {
+        say(&self.socket, &Message::Unmount { detach }, None)?;
+        match hear(&self.socket)? {
+            Some((Message::Unmounted, _)) => {
+                if !detach {
+                    self.reap();
+                }
+                Ok(())
+            }
+            Some((Message::Failed { kind, text }, _)) => Err(Error::new(kind, text)),
+            _ => Err(Error::new(ErrorKind::Io, "the process that served the mount has died")),
+        }
+    }
+
+    /// Waits for its end, after which the lock is free.
+    pub(crate) fn reap(&mut self) {
+        if let Some(mut child) = self.child.take()
+            && let Err(e) = child.wait()
+        {
+            tracing::warn!(error = %e, "cannot wait for the end of a helper");
+        }
+    }
+
+    fn kill(&mut self) {
+        if let Some(child) = &mut self.child
+            && let Err(e) = child.kill()
+        {
+            tracing::warn!(error = %e, "a helper that failed is left");
+        }
+        self.reap();
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        if matches!(child.try_wait(), Ok(Some(_))) {
+            return;
+        }
+        // Else a process that lives long would gather zombies.
+        let thread = std::thread::Builder::new().name("stratafs-reaper".to_owned());
+        if let Err(e) = thread.spawn(move || child.wait()) {
+            tracing::warn!(error = %e, "nobody waits for the end of a helper");
+        }
+    }
+}
