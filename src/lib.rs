@@ -132,8 +132,6 @@ pub use archive::{ListedEntry, list_archive};
 pub use changes::{Change, ChangeKind};
 pub use compression::Compression;
 pub use digest::{ChainId, DiffId, Digest};
-#[cfg(feature = "fuse")]
-pub use driver::FuseDriver;
 #[doc(hidden)]
 pub use driver::Rung;
 pub use driver::{
@@ -141,6 +139,11 @@ pub use driver::{
     MountRequest, MountState, NamespaceId, OverlayDriver, Probe, ProbeTarget, Restrictions, Shown,
     UpperDir, Visibility, unmount_at,
 };
+#[cfg(feature = "fuse")]
+pub use driver::{FuseDriver, FuseLayer, FuseMount, FuseMountOptions, FuseUnmounter, IdRange};
+#[cfg(feature = "fuse")]
+#[doc(hidden)]
+pub use driver::{fuse_privileges, leave_terminal};
 pub use error::{Error, ErrorKind, Result};
 pub use image::{
     BlobWriter, Image, ImageLayer, ImageLayout, ImageSelector, ImportOptions, LayoutWriter,

@@ -9,6 +9,8 @@
 
 mod bind;
 mod copy;
+#[cfg(feature = "fuse")]
+mod fuse_mount;
 mod guard;
 mod identity;
 mod mounts;
@@ -23,6 +25,10 @@ use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 
 pub use copy::CopyDriver;
+#[cfg(feature = "fuse")]
+pub use fuse_mount::{
+    FuseLayer, FuseMount, FuseMountOptions, FuseUnmounter, IdRange, fuse_privileges, leave_terminal,
+};
 pub use guard::{Guard, Visibility, unmount_at};
 pub use identity::{MountIdentity, MountState, NamespaceId};
 pub use mounts::{Mount, Restrictions};

@@ -115,7 +115,7 @@ fn absolute(path: &Path) -> Result<PathBuf> {
 }
 
 /// `trusted.*` is shown to nobody who may not administer the machine: the marks would not be seen.
-fn marks_can_be_read(format: LayerFormat) -> Result<()> {
+pub(super) fn marks_can_be_read(format: LayerFormat) -> Result<()> {
     refuse_unreadable_marks(format)?;
     if format == LayerFormat::OverlayTrusted
         && !userns::may_administer().at("look at the capabilities of", "this thread")?
@@ -130,7 +130,7 @@ fn marks_can_be_read(format: LayerFormat) -> Result<()> {
 }
 
 /// Finds out who mounts, by making a mount that is attached nowhere.
-fn find_transport() -> Result<Transport> {
+pub(super) fn find_transport() -> Result<Transport> {
     let device = fuse::open_device().map_err(|e| match e.kind() {
         std::io::ErrorKind::PermissionDenied => {
             Error::io("open", "/dev/fuse", e).context("its mode should be 0666, to serve FUSE")

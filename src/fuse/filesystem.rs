@@ -377,7 +377,9 @@ impl Filesystem for UnionFs {
         reply: ReplyWrite,
     ) {
         let kill = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        let written = serve("write", || self.union.write(&self.node(ino)?, offset, data, kill));
+        let held_back = flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let written =
+            serve("write", || self.union.write(&self.node(ino)?, offset, data, kill, held_back));
         match written {
             Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)),
             Err(e) => reply.error(e),

@@ -9,5 +9,5 @@ mod latch;
 mod session;
 mod view;
 
-pub(crate) use session::{Session, SessionOptions, Transport};
+pub(crate) use session::{Mounted, Session, SessionOptions, Transport};
 pub(crate) use view::{View, ViewUpper};

@@ -51,13 +51,19 @@ pub(crate) struct SessionOptions {
     pub(crate) transport: Transport,
 }
 
-/// A mount that this process serves. Dropped, it unmounts.
-#[derive(Debug)]
-pub(crate) struct Session {
+/// Where a mount is: what it takes to unmount it, from any thread.
+#[derive(Clone, Debug)]
+pub(crate) struct Mounted {
     target: PathBuf,
     transport: Transport,
     /// The mount's identity: what is unmounted must be this one.
     ids: mountinfo::MountIds,
+}
+
+/// A mount that this process serves. Dropped, it unmounts.
+#[derive(Debug)]
+pub(crate) struct Session {
+    mounted: Mounted,
     union: Arc<Union>,
     granted: Arc<Granted>,
     server: Option<JoinHandle<io::Result<()>>>,
@@ -136,9 +142,7 @@ impl Session {
         }
         let ids = mountinfo::ids(&root).at("ask for the identity of the mount", target)?;
         Ok(Session {
-            target: target.to_owned(),
-            transport: options.transport,
-            ids,
+            mounted: Mounted { target: target.to_owned(), transport: options.transport, ids },
             union,
             granted,
             server: Some(server),
@@ -158,13 +162,12 @@ impl Session {
     /// # Errors
     /// [`ErrorKind::NotFound`] if something else is there now.
     pub(crate) fn root(&self) -> Result<OwnedFd> {
-        let root = mount::open_dir_path(&self.target).at("open", &self.target)?;
-        let ids = mountinfo::ids(&root).at("ask for the identity of", &self.target)?;
-        if ids != self.ids {
-            let message = "the mount is not there any more, or something is mounted over it";
-            return Err(Error::new(ErrorKind::NotFound, message).with_path(&self.target));
-        }
-        Ok(root)
+        self.mounted.root()
+    }
+
+    /// What it takes to unmount it.
+    pub(crate) fn mounted(&self) -> &Mounted {
+        &self.mounted
     }
 
     /// Whether the threads that serve it have ended, since somebody unmounted it.
@@ -178,8 +181,8 @@ impl Session {
         let served = server.join().unwrap_or_else(|_| Err(io::Error::other("it panicked")));
         // Whatever ended it.
         let closed = self.union.close();
-        served.at("serve the mount on", &self.target)?;
-        closed.at("write to disk the layer of", &self.target)
+        served.at("serve the mount on", &self.mounted.target)?;
+        closed.at("write to disk the layer of", &self.mounted.target)
     }
 
     /// Unmounts, and waits as [`Session::wait`]. A mount that is in use is refused with
@@ -190,24 +193,50 @@ impl Session {
     /// Besides, those of writing back what the kernel still kept: then the mount stays, but with
     /// `detach` it goes nevertheless.
     pub(crate) fn unmount(&mut self, detach: bool) -> Result<()> {
-        let mut kept = Ok(());
-        if !self.has_ended() {
-            let root = self.root()?;
-            kept = match fuse::sync_file_system(&root) {
-                // Its root may not be opened by us: unmounting writes back, too, but does not tell.
-                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(()),
-                synced => synced.at("write back what was written to", &self.target),
-            };
-            drop(root);
-            if !detach {
-                std::mem::replace(&mut kept, Ok(()))?;
-            }
-            self.unmount_now(detach).at("unmount", &self.target)?;
-        }
+        let kept = if self.has_ended() { Ok(()) } else { self.mounted.unmount(detach)? };
         if detach && !self.has_ended() {
             return kept;
         }
         self.wait().and(kept)
+    }
+}
+
+impl Mounted {
+    /// The root of the mount, opened with O_PATH: for its identity (`mountinfo::ids`). It keeps the
+    /// mount busy for as long as it is open.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] if something else is there now.
+    pub(crate) fn root(&self) -> Result<OwnedFd> {
+        let root = mount::open_dir_path(&self.target).at("open", &self.target)?;
+        let ids = mountinfo::ids(&root).at("ask for the identity of", &self.target)?;
+        if ids != self.ids {
+            let message = "the mount is not there any more, or something is mounted over it";
+            return Err(Error::new(ErrorKind::NotFound, message).with_path(&self.target));
+        }
+        Ok(root)
+    }
+
+    /// Writes back what the kernel still keeps, and unmounts. With `detach` the failure of the first does
+    /// not prevent the second, and comes back inside.
+    ///
+    /// # Errors
+    /// As [`Session::unmount`].
+    pub(crate) fn unmount(&self, detach: bool) -> Result<Result<()>> {
+        let root = self.root()?;
+        let kept = match fuse::sync_file_system(&root) {
+            // Its root may not be opened by us: unmounting writes back, too, but does not tell.
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            synced => synced.at("write back what was written to", &self.target),
+        };
+        drop(root);
+        if !detach {
+            kept?;
+            self.unmount_now(false).at("unmount", &self.target)?;
+            return Ok(Ok(()));
+        }
+        self.unmount_now(true).at("unmount", &self.target)?;
+        Ok(kept)
     }
 
     fn unmount_now(&self, detach: bool) -> io::Result<()> {
@@ -233,16 +262,16 @@ impl Drop for Session {
         if !self.has_ended()
             && let Err(e) = self.root().and_then(|root| {
                 drop(root);
-                self.unmount_now(true).at("unmount", &self.target)
+                self.mounted.unmount_now(true).at("unmount", &self.mounted.target)
             })
         {
-            tracing::error!(target = ?self.target, error = %e, "a dropped mount stays");
+            tracing::error!(target = ?self.mounted.target, error = %e, "a dropped mount stays");
         }
         // Its threads go on until the last file in it is closed.
         if self.has_ended()
             && let Err(e) = self.wait()
         {
-            tracing::error!(target = ?self.target, error = %e, "a dropped mount did not end well");
+            tracing::error!(target = ?self.mounted.target, error = %e, "a dropped mount did not end well");
         }
     }
 }

@@ -61,6 +61,8 @@ impl View {
                     work: own_work(upper, &dir)?,
                     dir: Arc::new(dir),
                     format: self.format,
+                    // Whoever mounts it holds the snapshot.
+                    lock: None,
                 })
             }
         };

@@ -7,10 +7,10 @@
 //!
 //! What a mount holds back of writes is also the union's: it is written to the layer before that is read.
 
+use super::Store;
 use super::hold::Hold;
 use super::metadata::Row;
 use super::snapshot::Kind;
-use super::{Store, layout};
 use crate::driver::{own_work, write_back};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::progress::ProgressFn;

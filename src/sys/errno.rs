@@ -48,7 +48,6 @@ pub(crate) enum Code {
     Range,
     Overflow,
     NotSupported,
-    NoSystemCall,
     Stale,
     Io,
 }
@@ -70,7 +69,6 @@ impl Code {
             Code::Range => libc::ERANGE,
             Code::Overflow => libc::EOVERFLOW,
             Code::NotSupported => libc::EOPNOTSUPP,
-            Code::NoSystemCall => libc::ENOSYS,
             Code::Stale => libc::ESTALE,
             Code::Io => libc::EIO,
         }

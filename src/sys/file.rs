@@ -60,6 +60,20 @@ impl SetTime {
     }
 }
 
+/// When the contents of an open file were last changed.
+pub(crate) fn modified(file: &File) -> io::Result<Time> {
+    Ok(stat::fstat(file)?.mtime)
+}
+
+/// Sets when the contents of an open file were last changed.
+pub(crate) fn set_modified(file: &File, mtime: Time) -> io::Result<()> {
+    let times = Timestamps {
+        last_access: SetTime::Keep.spec(),
+        last_modification: SetTime::To(mtime).spec(),
+    };
+    Ok(rustix::fs::futimens(file, &times)?)
+}
+
 impl Place<'_> {
     pub(crate) fn stat(self) -> io::Result<Stat> {
         match self {
@@ -90,17 +104,18 @@ impl Place<'_> {
     pub(crate) fn chown(self, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
         let uid = uid.map(rustix::fs::Uid::from_raw);
         let gid = gid.map(rustix::fs::Gid::from_raw);
-        Ok(match self {
+        match self {
             Place::Child(dir, name) => {
                 rustix::fs::chownat(dir, name.as_bytes(), uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
             }
             Place::Open(fd) => rustix::fs::chownat(fd, "", uid, gid, AtFlags::EMPTY_PATH)?,
-        })
+        }
+        Ok(())
     }
 
     pub(crate) fn set_times(self, atime: SetTime, mtime: SetTime) -> io::Result<()> {
         let times = Timestamps { last_access: atime.spec(), last_modification: mtime.spec() };
-        Ok(match self {
+        match self {
             Place::Child(dir, name) => {
                 let flags = AtFlags::SYMLINK_NOFOLLOW;
                 rustix::fs::utimensat(dir, name.as_bytes(), &times, flags)?;
@@ -108,7 +123,8 @@ impl Place<'_> {
             Place::Open(fd) => {
                 rustix::fs::utimensat(CWD, proc_path(fd, None), &times, AtFlags::empty())?;
             }
-        })
+        }
+        Ok(())
     }
 
     /// Where a symlink points.

@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 pub(crate) mod copy;
+pub(crate) mod daemon;
 pub(crate) mod dir;
 pub(crate) mod errno;
 pub(crate) mod file;

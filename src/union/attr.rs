@@ -161,6 +161,8 @@ impl Union {
         }
         self.writable()?;
         if self.changes_nothing(node, set)? {
+            let in_upper = node.state.lock().is_upper();
+            *node.time_is_set.lock() |= in_upper;
             return self.attr(node);
         }
         let owner = |map: &crate::idmap::IdMap, id: Option<u32>| match id {
@@ -176,6 +178,8 @@ impl Union {
         } else {
             self.copy_up(node, Data::All)?;
         }
+        let mut time_is_set = node.time_is_set.lock();
+        *time_is_set |= set.mtime != SetTime::Keep;
         self.at(node, |place, format, _| {
             if uid.is_some() || gid.is_some() {
                 place.chown(uid, gid)?;
@@ -192,6 +196,7 @@ impl Union {
             }
             Ok(())
         })?;
+        drop(time_is_set);
         self.attr(node)
     }
 

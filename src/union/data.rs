@@ -37,18 +37,33 @@ impl Union {
     }
 
     /// Writes all of `data`. With `kill` setuid and capabilities go, as when an ordinary user writes.
+    ///
+    /// What was `held_back` was written earlier, at a time that the kernel tells by itself, before or after;
+    /// if it tells none, the file had that time already. A copy of a lower file gets a time of now until
+    /// then, so that a kill in between leaves no changed file that looks unchanged.
     pub(crate) fn write(
         &self,
         node: &Arc<Node>,
         offset: u64,
         data: &[u8],
         kill: bool,
+        held_back: bool,
     ) -> io::Result<()> {
         let open = self.writable_data(node)?;
         if kill {
             self.drop_privileges(node, false)?;
         }
-        open.file.write_all_at(data, offset)
+        if !held_back {
+            return open.file.write_all_at(data, offset);
+        }
+        // With the lock, so that no time that is set in between is lost.
+        let time_is_set = node.time_is_set.lock();
+        if node.lower.is_some() && !*time_is_set {
+            return open.file.write_all_at(data, offset);
+        }
+        let before = file::modified(&open.file)?;
+        open.file.write_all_at(data, offset)?;
+        file::set_modified(&open.file, before)
     }
 
     /// fallocate(2), with its mode as a number.

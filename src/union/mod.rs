@@ -21,7 +21,7 @@
 //! # Lock order
 //!
 //! 1. [`Node::names`] of the directories whose names change, by number;
-//! 2. [`Node::copying`] of one node;
+//! 2. [`Node::copying`] of one node; [`Node::time_is_set`] of one node;
 //! 3. `tree`: for reading while paths in the upper are put together and walked, for writing while a
 //!    directory gets another place;
 //! 4. [`Node::state`], of two nodes by number;
@@ -62,7 +62,7 @@ pub(crate) use listing::Listed;
 pub(crate) use lookup::Entry;
 pub(crate) use node::{Node, NodeId};
 pub(crate) use rename::RenameMode;
-pub(crate) use settle::{Settled, needs_settling, settle};
+pub(crate) use settle::settle;
 pub(crate) use spec::{Lower, SyncPolicy, UnionOptions, UnionSpec, Upper};
 
 use self::descriptors::Descriptors;
@@ -77,6 +77,7 @@ use crate::sys::copy::Copier;
 use crate::sys::dir::Dir;
 use crate::sys::errno::Code;
 use crate::sys::file;
+use crate::sys::lock::Flock;
 use crate::sys::stat::FileType;
 
 /// A union of branches, at work.
@@ -110,6 +111,7 @@ struct UpperBranch {
     dir: Arc<Dir>,
     format: LayerFormat,
     work: Work,
+    _lock: Option<Flock>,
 }
 
 impl Union {
@@ -125,9 +127,9 @@ impl Union {
         }
         let upper = match spec.upper {
             None => None,
-            Some(Upper { dir, format, work }) => {
+            Some(Upper { dir, format, work, lock }) => {
                 let work = Work::open(work)?;
-                Some(UpperBranch { dir, format, work })
+                Some(UpperBranch { dir, format, work, _lock: lock })
             }
         };
         let table = Arc::new(Table::new(Descriptors::new(file::descriptor_limit())));
@@ -189,11 +191,6 @@ impl Union {
         if id != ROOT {
             self.table.forget(id, lookups);
         }
-    }
-
-    /// Whether anything can be changed.
-    pub(crate) fn is_writable(&self) -> bool {
-        self.upper.is_some()
     }
 
     /// Ends the union: nothing may be asked of it any more but this. Waits until all is on disk, if it

@@ -108,6 +108,9 @@ pub(crate) struct Node {
     table: Arc<Table>,
     /// Whether there may be descriptors of it in the table's cache.
     pub(super) cached: AtomicBool,
+    /// Whether its modification time was set by a call. Held while that is done, and while something is
+    /// written that must not change it.
+    pub(super) time_is_set: Mutex<bool>,
     /// Held by who changes the names in this directory.
     pub(super) names: Mutex<()>,
     /// Held by who copies it up.
@@ -139,6 +142,7 @@ impl Node {
             upper,
             table: Arc::clone(table),
             cached: AtomicBool::new(false),
+            time_is_set: Mutex::new(false),
             names: Mutex::new(()),
             copying: Mutex::new(()),
             state: Mutex::new(State {
@@ -149,11 +153,6 @@ impl Node {
                 directory: new.directory,
             }),
         })
-    }
-
-    /// The inode number.
-    pub(crate) fn id(&self) -> NodeId {
-        self.id
     }
 
     /// Tells this file from others that had the same number.

@@ -171,11 +171,10 @@ impl Union {
         let mut left = None;
         if let Some((victim, found)) = victim
             && victim.is_dir()
+            && found.upper.is_some()
         {
-            if found.upper.is_some() {
-                left = Some(self.upper_dir(victim)?);
-                self.clear_dir(upper, to, victim)?;
-            }
+            left = Some(self.upper_dir(victim)?);
+            self.clear_dir(upper, to, victim)?;
         }
         let marker = match mode {
             RenameMode::Whiteout => Some(self.zero_device(upper)?),

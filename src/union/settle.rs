@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use super::copyup::Data;
 use super::node::Node;
-use super::{Listed, Union, UnionSpec, UpperBranch, workdir};
+use super::{Listed, Union, UnionSpec, UpperBranch};
 use crate::error::{Error, IoContext, Result};
 use crate::layer::{LayerFormat, marks};
 use crate::path::{Name, RelPath};
@@ -36,11 +36,6 @@ pub(crate) struct Settled {
     pub(crate) directories: u64,
     /// Files and directories that were copied.
     pub(crate) copied: u64,
-}
-
-/// Whether directories may have been renamed: the marker says so in the union's own directory.
-pub(crate) fn needs_settling(work: &Dir) -> io::Result<bool> {
-    workdir::has_redirects(work)
 }
 
 /// Settles an upper. Nobody else may use it or its work directory meanwhile.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::idmap::IdMap;
 use crate::layer::LayerFormat;
 use crate::sys::dir::Dir;
+use crate::sys::lock::Flock;
 
 /// A branch that is only read.
 #[derive(Clone, Debug)]
@@ -22,6 +23,8 @@ pub(crate) struct Upper {
     /// which no other union uses at the same time (the caller holds the lock). The union keeps `temp`
     /// in it, emptied when it is opened, and `state`, which survives.
     pub(crate) work: Dir,
+    /// Whatever says that the upper is in use, kept for as long as the union is.
+    pub(crate) lock: Option<Flock>,
 }
 
 /// When the union waits for the disk of its own accord.

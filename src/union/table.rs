@@ -168,12 +168,6 @@ impl Table {
         drop(held);
     }
 
-    /// Whether the kernel knows the node.
-    pub(super) fn is_held(&self, node: &Node) -> bool {
-        self.shard(node.id)
-            .is_some_and(|shard| shard.lock().get(&node.id).is_some_and(|slot| slot.lookups > 0))
-    }
-
     /// A node is about to be freed.
     pub(super) fn node_gone(&self, node: &Node) {
         let Some(shard) = self.shard(node.id) else { return };

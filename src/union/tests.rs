@@ -85,6 +85,7 @@ impl Fixture {
                 dir: Arc::new(dir("upper")),
                 format: self.format,
                 work: dir("work"),
+                lock: None,
             }),
             options: self.options.clone(),
         }
@@ -174,7 +175,7 @@ fn a_file_is_copied_up_when_written_and_keeps_its_number() {
         let u = f.open();
         let node = u.walk("d/a").unwrap();
         let before = u.attr(&node).unwrap();
-        u.write(&node, 0, b"BOTTOM", false).unwrap();
+        u.write(&node, 0, b"BOTTOM", false, false).unwrap();
         assert_eq!(u.text("d/a").unwrap(), "BOTTOM/d/a");
         assert_eq!(fs::read_to_string(f.path("bottom/d/a")).unwrap(), "bottom/d/a");
         assert_eq!(fs::read_to_string(f.path("upper/d/a")).unwrap(), "BOTTOM/d/a");
@@ -183,7 +184,7 @@ fn a_file_is_copied_up_when_written_and_keeps_its_number() {
         let new = fs::metadata(f.path("upper/d")).unwrap();
         assert_eq!((new.mode(), new.mtime_nsec()), (old.mode(), old.mtime_nsec()));
         // Forgotten and looked up again, and in a new union.
-        let root = u.root().id();
+        let root = u.root().id;
         assert_eq!(root, 1);
         drop(node);
         for id in [now.ino, u.attr(&u.walk("d").unwrap()).unwrap().ino] {
@@ -246,8 +247,8 @@ fn a_lower_directory_is_renamed_by_a_redirect() {
         (vec!["c".into(), "sub".into()], vec!["a".into(), "b".into()])
     );
     // Known before, and reached by its new path.
-    assert_eq!(u.walk("e/sub").unwrap().id(), sub.id());
-    u.write(&u.walk("e/sub/a").unwrap(), 0, b"X", false).unwrap();
+    assert_eq!(u.walk("e/sub").unwrap().id, sub.id);
+    u.write(&u.walk("e/sub/a").unwrap(), 0, b"X", false, false).unwrap();
     u.mv("e/sub", "s", RenameMode::Replace).unwrap();
     u.mv("e", "s/e", RenameMode::Replace).unwrap();
     assert_eq!(u.text("s/a").unwrap(), "Xottom/d/sub/a");
@@ -355,7 +356,7 @@ fn an_unlinked_file_goes_on_while_it_is_known() {
         u.rm("low").unwrap();
         for node in [&new, &low] {
             assert_eq!(u.attr(node).unwrap().nlink, 0, "{format}");
-            u.write(node, 0, b"text", false).unwrap();
+            u.write(node, 0, b"text", false, false).unwrap();
             assert_eq!(u.read(node, 0, 4).unwrap(), b"text");
             let set = SetAttr { size: Some(2), mode: Some(0o600), ..SetAttr::nothing() };
             let attr = u.set_attr(node, &set).unwrap();
@@ -366,7 +367,7 @@ fn an_unlinked_file_goes_on_while_it_is_known() {
         }
         assert_eq!(fs::read_to_string(f.path("bottom/low")).unwrap(), "bottom/low");
         u.put("low", NewFile::Regular).unwrap();
-        assert_ne!(u.walk("low").unwrap().id(), low.id());
+        assert_ne!(u.walk("low").unwrap().id, low.id);
         assert_eq!(u.read(&low, 0, 4).unwrap(), b"te");
     }
 }
@@ -381,11 +382,11 @@ fn hard_links_of_a_lower_file_stay_one_file() {
         let u = f.open();
         let x = u.walk("x").unwrap();
         assert_eq!(u.attr(&x).unwrap().nlink, 3);
-        u.write(&x, 0, b"BOTTOM", false).unwrap();
+        u.write(&x, 0, b"BOTTOM", false, false).unwrap();
         let again = |u: &Union| {
             for path in ["x", "y", "z"] {
                 if let Some(node) = u.walk(path) {
-                    assert_eq!(node.id(), x.id(), "{path}");
+                    assert_eq!(node.id, x.id, "{path}");
                     assert_eq!(u.text(path).unwrap(), "BOTTOM/x");
                 }
             }
@@ -394,11 +395,11 @@ fn hard_links_of_a_lower_file_stay_one_file() {
         // The name that was written through goes, and the file is forgotten.
         u.rm("x").unwrap();
         assert_eq!(u.attr(&x).unwrap().nlink, 2);
-        u.forget(x.id(), 100);
+        u.forget(x.id, 100);
         again(&u);
         u.mv("y", "w", RenameMode::Replace).unwrap();
         let w = u.walk("w").unwrap();
-        assert_eq!((w.id(), u.attr(&w).unwrap().nlink), (x.id(), 2));
+        assert_eq!((w.id, u.attr(&w).unwrap().nlink), (x.id, 2));
         u.link(&w, u.root(), &name("v")).unwrap();
         assert_eq!(u.attr(&w).unwrap().nlink, 3);
         for path in ["w", "v", "z"] {
@@ -485,7 +486,7 @@ fn all_else_goes_on_while_a_file_is_copied() {
     u.hooks.hold();
     let big = u.walk("d/big").unwrap();
     std::thread::scope(|scope| {
-        let writer = scope.spawn(|| u.write(&big, 0, b"B", false).unwrap());
+        let writer = scope.spawn(|| u.write(&big, 0, b"B", false, false).unwrap());
         while !u.hooks.held.load(Ordering::SeqCst) {
             std::thread::yield_now();
         }
@@ -519,7 +520,7 @@ fn what_is_forgotten_is_freed_however_deep() {
         let make =
             Make { file: NewFile::Directory, mode: 0o700, umask: 0, uid: own.uid, gid: own.gid };
         node = u.make(&node, &name("d"), &make).unwrap().node;
-        ids.push(node.id());
+        ids.push(node.id);
     }
     assert_eq!(u.table.len(), 3001);
     drop(node);
@@ -530,7 +531,7 @@ fn what_is_forgotten_is_freed_however_deep() {
     for id in &ids {
         let entry = u.lookup(&node, &name("d")).unwrap().unwrap();
         assert_eq!(entry.attr.ino, *id);
-        u.forget(node.id(), 1);
+        u.forget(node.id, 1);
         node = entry.node;
     }
 }
@@ -564,7 +565,7 @@ fn without_an_upper_nothing_changes() {
     .unwrap();
     let a = u.walk("a").unwrap();
     let read_only = |e: io::Error| assert_eq!(e.raw_os_error(), Some(30));
-    read_only(u.write(&a, 0, b"x", false).unwrap_err());
+    read_only(u.write(&a, 0, b"x", false, false).unwrap_err());
     read_only(u.rm("a").unwrap_err());
     read_only(u.put("b", NewFile::Regular).unwrap_err());
     read_only(u.mv("a", "b", RenameMode::Replace).unwrap_err());
@@ -584,7 +585,7 @@ fn a_settled_upper_stands_on_its_own() {
     let u = f.open();
     u.rm("d/gone").unwrap();
     u.mv("d/sub", "d/moved", RenameMode::Replace).unwrap();
-    u.write(&u.walk("d/moved/a").unwrap(), 0, b"X", false).unwrap();
+    u.write(&u.walk("d/moved/a").unwrap(), 0, b"X", false, false).unwrap();
     u.mv("d", "f", RenameMode::Replace).unwrap();
     u.rm("e/hidden").unwrap();
     u.rm_dir("e").unwrap();
@@ -606,7 +607,7 @@ fn a_settled_upper_stands_on_its_own() {
     };
     expect(&u);
     drop(u);
-    assert!(needs_settling(&Dir::open(f.path("work")).unwrap()).unwrap());
+    assert!(f.path("work/state/redirected").exists());
     // Stopped at every point, and taken up again.
     let mut points = 0;
     loop {
@@ -627,7 +628,7 @@ fn a_settled_upper_stands_on_its_own() {
         points += 1;
     }
     assert!(points > 5, "{points}");
-    assert!(!needs_settling(&Dir::open(f.path("work")).unwrap()).unwrap());
+    assert!(!f.path("work/state/redirected").exists());
     // Without redirects it is the same: every mark that is left says what is deleted.
     let marks = |path: &str| xattr_keys(&f.path("upper").join(path));
     assert!(marks("f").iter().all(|key| !key.ends_with(b"redirect") && !key.ends_with(b"opaque")));
@@ -645,7 +646,7 @@ fn settling_keeps_hard_links_together() {
     u.mv("d", "e", RenameMode::Replace).unwrap();
     drop(u);
     let settled = settle(f.spec(), &mut crate::ignore_progress).unwrap();
-    assert_eq!(settled, Settled { directories: 1, copied: 1 });
+    assert_eq!(settled, settle::Settled { directories: 1, copied: 1 });
     let meta = |path: &str| fs::metadata(f.path("upper").join(path)).unwrap();
     assert_eq!((meta("e/a").ino(), meta("e/a").nlink()), (meta("e/b").ino(), 2));
 }
@@ -677,4 +678,22 @@ fn a_removed_directory_that_is_open_can_be_changed() {
         assert!(u.lookup(node, &name("x")).is_err());
     }
     assert_eq!(u.ls(""), Vec::<String>::new());
+}
+
+#[test]
+fn what_was_held_back_is_written_at_the_time_that_was_set() {
+    let fixture = Fixture::new(LayerFormat::OverlayUser);
+    fs::write(fixture.path("bottom/a"), "a").unwrap();
+    let u = fixture.open();
+    let a = u.walk("a").unwrap();
+    let time = |secs| SetTime::To(Time { secs, nanos: 5 });
+    let set = |mtime| SetAttr { mtime, ctime: true, ..SetAttr::nothing() };
+    let modified = || u.attr(&a).unwrap().mtime.secs;
+    u.write(&a, 0, b"x", false, true).unwrap();
+    assert!(modified() > 1_000_000_000, "the copy of a lower file, until its time is told");
+    u.set_attr(&a, &set(time(1000))).unwrap();
+    u.write(&a, 1, b"y", false, true).unwrap();
+    assert_eq!(modified(), 1000);
+    u.write(&a, 2, b"z", false, false).unwrap();
+    assert!(modified() > 1_000_000_000, "what is written now");
 }

@@ -23,16 +23,6 @@ use crate::sys::xattr::{self, Of};
 /// The marker, in `state`, that directories of the upper refer to lower ones.
 const REDIRECTED: &str = "redirected";
 
-/// Whether the union that used `work` has left redirects in its upper.
-pub(super) fn has_redirects(work: &Dir) -> io::Result<bool> {
-    let state = Name::new("state").map_err(io::Error::other)?;
-    let marker = Name::new(REDIRECTED).map_err(io::Error::other)?;
-    match work.open_dir(&state) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-        state => Ok(state?.try_stat_at(&marker)?.is_some()),
-    }
-}
-
 /// A union's own directory, for one union at a time.
 #[derive(Debug)]
 pub(super) struct Work {
