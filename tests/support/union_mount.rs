@@ -46,7 +46,7 @@ impl Engine {
 
     fn program(&self) -> Option<PathBuf> {
         match self {
-            Engine::Own => own_program(),
+            Engine::Own => Some(own_program()),
             Engine::Kernel => None,
             Engine::Program(program) => Some(program.clone()),
         }
@@ -54,20 +54,18 @@ impl Engine {
 
     /// Why it cannot be mounted here, if it cannot.
     pub fn hindrance(&self) -> Option<String> {
-        suite::needs_root().or_else(|| match self {
-            Engine::Kernel => None,
-            _ if File::options().read(true).write(true).open("/dev/fuse").is_err() => {
-                Some("needs /dev/fuse".to_owned())
-            }
-            _ => self.program().is_none().then(|| "needs stratafs-fuse to be built".to_owned()),
+        suite::needs_root().or_else(|| {
+            let device = || File::options().read(true).write(true).open("/dev/fuse");
+            let without = *self != Engine::Kernel && device().is_err();
+            without.then(|| "needs /dev/fuse".to_owned())
         })
     }
 }
 
 /// The program as built for these tests, or another build of it that the environment names.
-fn own_program() -> Option<PathBuf> {
+fn own_program() -> PathBuf {
     let named = std::env::var_os("STRATAFS_FUSE_PROGRAM").filter(|program| is_own(program));
-    named.map(PathBuf::from).or_else(|| Some(option_env!("CARGO_BIN_EXE_stratafs-fuse")?.into()))
+    named.unwrap_or_else(|| env!("CARGO_BIN_EXE_stratafs-fuse").into()).into()
 }
 
 fn is_own(program: &std::ffi::OsStr) -> bool {
