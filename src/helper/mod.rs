@@ -52,6 +52,7 @@ pub enum HelperCommand {
 ///     // What the program does.
 /// }
 /// ```
+#[allow(clippy::needless_doctest_main, reason = "where in `main` is the point")]
 pub fn run_if_requested() {
     let mut arguments = std::env::args_os();
     if arguments.nth(1).is_some_and(|argument| argument == REQUEST) && arguments.next().is_none() {

@@ -3,21 +3,17 @@
 //! Calls take `AsFd` or a [`dir::Dir`] and a [`Name`](crate::Name), and give `OwnedFd` and
 //! `std::io::Result`; the caller adds what was tried and on what.
 #![allow(unsafe_code)]
+#![cfg_attr(not(feature = "fuse"), allow(dead_code, reason = "much is for the union alone"))]
 
 pub(crate) mod copy;
-#[cfg(feature = "fuse")]
 pub(crate) mod daemon;
 pub(crate) mod dir;
 pub(crate) mod errno;
-#[cfg(feature = "fuse")]
 pub(crate) mod file;
 pub(crate) mod fs_features;
-#[cfg(feature = "fuse")]
 pub(crate) mod fuse;
-#[cfg(feature = "fuse")]
 pub(crate) mod groups;
 pub(crate) mod lock;
-#[cfg(feature = "fuse")]
 pub(crate) mod memory;
 pub(crate) mod mount;
 pub(crate) mod mountinfo;
@@ -25,9 +21,7 @@ pub(crate) mod remove;
 pub(crate) mod resolve;
 pub(crate) mod socket;
 pub(crate) mod stat;
-#[cfg(feature = "fuse")]
 pub(crate) mod umask;
 pub(crate) mod userns;
-#[cfg(feature = "fuse")]
 pub(crate) mod wait;
 pub(crate) mod xattr;

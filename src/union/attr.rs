@@ -183,6 +183,11 @@ impl Union {
         self.at(node, |place, format, _| {
             if uid.is_some() || gid.is_some() {
                 place.chown(uid, gid)?;
+                let stat = place.stat()?;
+                if let Some(mode) = Self::zero_device_mode(place, format, &stat)? {
+                    // As the kernel does with files.
+                    Self::set_zero_device_mode(place, format, mode & !privileges(mode))?;
+                }
             }
             if let Some(mode) = set.mode {
                 let stat = place.stat()?;

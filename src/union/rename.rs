@@ -22,7 +22,7 @@ use super::remove::{lock_names, put_whiteout, take_out_dir};
 use super::{Union, UpperBranch};
 use crate::layer::marks;
 use crate::path::{Name, RelPath};
-use crate::sys::dir::{Dir, OnExisting};
+use crate::sys::dir::{Dir, OnExisting, set_times};
 use crate::sys::errno::Code;
 use crate::sys::file::{self, Place};
 use crate::sys::umask;
@@ -298,7 +298,13 @@ impl Union {
         let dir = self.upper_dir(node)?;
         if lowers.is_empty() {
             let meets = self.shown_below(&to.view, to.name)?.is_some_and(|stat| stat.is_dir());
-            return if meets { marks::make_opaque(upper.format, &dir) } else { Ok(()) };
+            if meets {
+                // AUFS's mark is a file in it, which nobody is to notice.
+                let before = dir.stat()?;
+                marks::make_opaque(upper.format, &dir)?;
+                set_times(&*dir, before.atime, before.mtime)?;
+            }
+            return Ok(());
         }
         if self.options.no_redirects {
             return Err(Code::CrossDevice.into());

@@ -313,3 +313,36 @@ fn a_new_file_obeys_the_umask_and_default_access_rights() {
         assert_eq!(u.attr(&node).unwrap().mode & 0o2000, 0o2000, "{over_a_whiteout}");
     }
 }
+
+#[test]
+fn a_device_that_would_be_a_whiteout_is_a_device_to_users() {
+    let f = Fixture::new(LayerFormat::OverlayUser);
+    let u = f.open();
+    let node = u.put("null", NewFile::Char { major: 0, minor: 0 }).unwrap();
+    let shown = |u: &Union| {
+        let attr = u.attr(&u.walk("null").unwrap()).unwrap();
+        (attr.kind, attr.rdev, attr.mode)
+    };
+    assert_eq!(shown(&u), (FileType::CharDevice, (0, 0), 0o755));
+    let set = SetAttr { mode: Some(0o6711), ..SetAttr::nothing() };
+    u.set_attr(&node, &set).unwrap();
+    let own = u.attr(u.root()).unwrap();
+    u.set_attr(&node, &SetAttr { uid: Some(own.uid), ..SetAttr::nothing() }).unwrap();
+    assert_eq!(shown(&u).2, 0o711, "a change of owner takes setuid and setgid");
+    drop((u, node));
+    assert_eq!(shown(&f.open()), (FileType::CharDevice, (0, 0), 0o711));
+}
+
+#[test]
+fn a_renamed_directory_keeps_its_time() {
+    for format in FORMATS {
+        let f = Fixture::new(format);
+        fs::create_dir_all(f.path("bottom/c/d")).unwrap();
+        let u = f.open();
+        let new = u.put("new", NewFile::Directory).unwrap();
+        let past = Time { secs: -5, nanos: 7 };
+        u.set_attr(&new, &SetAttr { mtime: SetTime::To(past), ..SetAttr::nothing() }).unwrap();
+        u.mv("new", "c/d", RenameMode::Replace).unwrap();
+        assert_eq!(u.attr(&u.walk("c/d").unwrap()).unwrap().mtime, past, "{format}");
+    }
+}
