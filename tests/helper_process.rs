@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 #[path = "support/suite.rs"]
+#[allow(dead_code, reason = "each suite uses its part")]
 mod suite;
 
 use std::fs::{self, File};
