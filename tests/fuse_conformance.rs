@@ -1,0 +1,242 @@
+//! Suites of others: pjdfstest on a plain file system, on the kernel's overlayfs and on ours; fsx on a
+//! file that begins in a lower.
+//!
+//! They are the crates `pjdfstest` and `fsx`, looked for in `$STRATAFS_FSTOOLS/bin` (`/opt/fstools/bin`
+//! if that is not set), then in PATH.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support {
+    #![allow(dead_code, reason = "each suite uses its part")]
+    pub mod calls;
+    pub mod fuse_union;
+    pub mod suite;
+    pub mod whole_tree;
+}
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use support::fuse_union::{self, Engine, Stage, mode};
+use support::suite;
+
+fn main() {
+    fuse_union::enter_own_mount_namespace();
+    let engine = Engine::under_test().hindrance();
+    let own = fuse_union::needs_own();
+    let needs = |tool: &str, hindrance: &Option<String>| {
+        let missing = || format!("needs {tool}: cargo install --root /opt/fstools {tool}");
+        hindrance.clone().or_else(|| find(tool).is_none().then(missing))
+    };
+    let mut trials = vec![
+        suite::trial("pjdfstest", needs("pjdfstest", &engine), || {
+            // A lower with the root of the tests, and an upper.
+            let stage = Stage::new(1);
+            fails_no_more_than_the_kernel(&stage, &[]);
+        }),
+        suite::trial("pjdfstest_without_writeback", needs("pjdfstest", &own), || {
+            let stage = Stage::with_options(1, ",writeback=0");
+            fails_no_more_than_the_kernel(&stage, &[]);
+        }),
+        suite::trial("pjdfstest_on_an_aufs_upper", needs("pjdfstest", &own), || {
+            fails_no_more_than_the_kernel(&Stage::aufs(1), AUFS);
+        }),
+    ];
+    for (name, mapped) in [("fsx", true), ("fsx_without_mmap", false)] {
+        trials.push(suite::trial(name, needs("fsx", &engine), move || {
+            exercise(Stage::new(1), Run { mapped, ..Run::LONG });
+        }));
+    }
+    trials.push(suite::trial("fsx_of_a_fixed_size", needs("fsx", &engine), || {
+        exercise(Stage::new(1), Run { fixed: true, ..Run::SHORT });
+    }));
+    trials.push(suite::trial("fsx_without_writeback", needs("fsx", &own), || {
+        let stage = Stage::with_options(1, ",writeback=0");
+        exercise(stage, Run::SHORT);
+    }));
+    trials.push(suite::trial("fsx_on_an_aufs_upper", needs("fsx", &own), || {
+        exercise(Stage::aufs(1), Run::SHORT);
+    }));
+    suite::run_one_by_one(trials);
+}
+
+fn find(tool: &str) -> Option<PathBuf> {
+    let root = std::env::var_os("STRATAFS_FSTOOLS").unwrap_or_else(|| "/opt/fstools".into());
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::iter::once(Path::new(&root).join("bin"))
+        .chain(std::env::split_paths(&path))
+        .map(|dir| dir.join(tool))
+        .find(|program| program.is_file())
+}
+
+// --- pjdfstest -----------------------------------------------------------------------------------
+
+/// What an AUFS upper cannot do, since a whiteout's name is the name with `.wh.` before it.
+const AUFS: &[&str] = &[];
+
+/// Skipped on FUSE: it has no pathconf that would tell how many links a file may have.
+const SKIPPED: &[&str] = &["link::link_count_max"];
+
+/// All that Linux has. The users are those that each Debian has.
+const CONFIGURATION: &str = r#"
+[features]
+posix_fallocate = {}
+rename_ctime = {}
+utime_now = {}
+utimensat = {}
+
+[settings]
+naptime = 0.02
+allow_remount = false
+
+[dummy_auth]
+entries = [["nobody", "nogroup"], ["daemon", "daemon"]]
+"#;
+
+/// What became of each test.
+fn outcomes(at: &Path, stage: &Stage) -> BTreeMap<String, String> {
+    let configuration = stage.beside("tools").join("pjdfstest.toml");
+    fs::write(&configuration, CONFIGURATION).unwrap();
+    // Another file system, for what must not be done across two.
+    let elsewhere = tempfile::tempdir_in("/dev/shm").unwrap();
+    mode(elsewhere.path(), 0o755);
+    let output = Command::new(find("pjdfstest").unwrap())
+        .arg("-c")
+        .arg(&configuration)
+        .arg("-s")
+        .arg(elsewhere.path())
+        .arg("-p")
+        .arg(at)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut outcomes = BTreeMap::new();
+    let mut last = String::new();
+    for line in text.lines() {
+        match line.split_whitespace().collect::<Vec<_>>()[..] {
+            [name, outcome @ ("ok" | "FAILED" | "skipped")] if name.contains("::") => {
+                outcomes.insert(name.to_owned(), outcome.to_owned());
+                last = name.to_owned();
+            }
+            // The reason follows.
+            _ if line.starts_with('\t') && outcomes.contains_key(&last) => {
+                let outcome = outcomes.get_mut(&last).unwrap();
+                outcome.push_str(&format!(": {}", line.trim()));
+            }
+            _ => {}
+        }
+    }
+    let summary = text.lines().find(|line| line.starts_with("Summary: ")).unwrap_or_else(|| {
+        panic!("pjdfstest did not end: {text} {}", String::from_utf8_lossy(&output.stderr))
+    });
+    let total = format!("{} total", outcomes.len());
+    assert!(summary.ends_with(&total), "{} were understood of: {summary}", outcomes.len());
+    assert!(outcomes.len() > 300, "{summary}");
+    outcomes
+}
+
+fn those(outcomes: &BTreeMap<String, String>, what: &str) -> BTreeSet<String> {
+    let matching = outcomes.iter().filter(|(_, outcome)| outcome.starts_with(what));
+    matching.map(|(name, _)| name.clone()).collect()
+}
+
+/// Of the plain file system and of the kernel's overlayfs, once.
+fn references() -> &'static [BTreeMap<String, String>; 2] {
+    static REFERENCES: OnceLock<[BTreeMap<String, String>; 2]> = OnceLock::new();
+    REFERENCES.get_or_init(|| {
+        let stage = Stage::new(1);
+        fs::create_dir(stage.lower("tests")).unwrap();
+        let plain = outcomes(&stage.beside("plain"), &stage);
+        let kernel = stage.mount_by_the_kernel();
+        let kernel = outcomes(&kernel.join("tests"), &stage);
+        [plain, kernel]
+    })
+}
+
+fn fails_no_more_than_the_kernel(stage: &Stage, tolerated: &[&str]) {
+    let [plain, kernel] = references();
+    fs::create_dir(stage.lower("tests")).unwrap();
+    let union = stage.mount();
+    let shown = outcomes(&union.join("tests"), stage);
+    let unexpected = |what: &str, tolerated: &[&str]| {
+        let mut names = those(&shown, what);
+        for reference in [plain, kernel] {
+            names = names.difference(&those(reference, what)).cloned().collect();
+        }
+        names.retain(|name| !tolerated.contains(&name.as_str()));
+        names.into_iter().map(|name| format!("{name}: {}", shown[&name])).collect::<Vec<_>>()
+    };
+    let failed = unexpected("FAILED", tolerated);
+    assert!(failed.is_empty(), "beyond plain and kernel's overlayfs: {failed:#?}");
+    let skipped = unexpected("skipped", SKIPPED);
+    assert!(skipped.is_empty(), "beyond plain and kernel's overlayfs: {skipped:#?}");
+    // What is tolerated for no reason is to be struck off.
+    let failing = those(&shown, "FAILED");
+    let needless: Vec<_> = tolerated.iter().filter(|name| !failing.contains(**name)).collect();
+    assert!(needless.is_empty(), "these pass: {needless:#?}");
+    stage.survives(union);
+}
+
+// --- fsx -----------------------------------------------------------------------------------------
+
+const LENGTH: usize = 262_144;
+
+/// What fsx does.
+struct Run {
+    /// Whether it maps the file.
+    mapped: bool,
+    /// Whether the file keeps its size, and so begins with what the lower has.
+    fixed: bool,
+    /// The number of operations of a full run.
+    full: u32,
+}
+
+impl Run {
+    const LONG: Run = Run { mapped: true, fixed: false, full: 1_000_000 };
+    const SHORT: Run = Run { full: 100_000, ..Run::LONG };
+}
+
+/// Random operations on a file that the lower has; fsx compares each read with what it wrote.
+fn exercise(mut stage: Stage, run: Run) {
+    stage.patience = None;
+    let Run { mapped, fixed, full } = run;
+    let operations = if std::env::var_os("STRATAFS_FULL").is_some() { full } else { 20_000 };
+    let weight = |used: bool| if used { 10 } else { 0 };
+    let (map, resize) = (weight(mapped), weight(!fixed));
+    let configuration = format!(
+        "flen = {LENGTH}\nblockmode = {fixed}\n[opsize]\nmax = 65536\n[weights]\n\
+         close_open = {resize}\nread = 10\nwrite = 10\nmapread = {map}\nmapwrite = {map}\n\
+         invalidate = {map}\ntruncate = {resize}\nfsync = 1\nfdatasync = 1\n\
+         posix_fallocate = {resize}\npunch_hole = 5\nsendfile = 5\nposix_fadvise = 5\n\
+         copy_file_range = 5\n"
+    );
+    let tools = stage.beside("tools");
+    let file = tools.join("fsx.toml");
+    fs::write(&file, configuration).unwrap();
+    // Of a fixed size, it begins as zeros; else it is cut short at first.
+    let content = if fixed { vec![0; LENGTH] } else { vec![b'l'; LENGTH] };
+    fs::write(stage.lower("file"), &content).unwrap();
+    let union = stage.mount();
+    let seed = std::env::var("STRATAFS_SEED").unwrap_or_else(|_| "20231117".to_owned());
+    let output = Command::new(find("fsx").unwrap())
+        .args(["-S", &seed, "-N", &operations.to_string(), "-f"])
+        .arg(&file)
+        .arg("-P")
+        .arg(&tools)
+        .arg(union.join("file"))
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let tail: Vec<_> = text.lines().rev().take(40).collect();
+    assert!(
+        output.status.success(),
+        "STRATAFS_SEED={seed}: {}: {:#?} {}",
+        output.status,
+        tail.into_iter().rev().collect::<Vec<_>>(),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(fs::read(stage.lower("file")).unwrap() == content, "the lower was written");
+    stage.survives(union);
+}
