@@ -171,7 +171,12 @@ impl FuseMount {
         let transport = find_transport()?;
         let session_options = SessionOptions {
             source: options.source.clone(),
-            attributes: options.restrictions.attributes(),
+            attributes: Restrictions {
+                // Else what is written would be lost when the kernel cannot write it back.
+                read_only: options.restrictions.read_only || options.upper.is_none(),
+                ..options.restrictions
+            }
+            .attributes(),
             allow_other: options.allow_other,
             kernel_options: options.kernel_options.clone(),
             writeback: options.writeback,

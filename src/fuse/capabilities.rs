@@ -10,9 +10,8 @@ use parking_lot::Mutex;
 use super::filesystem::MAX_WRITE;
 
 /// The features, by their names in `linux/fuse.h`.
-const FEATURES: [(&str, InitFlags); 11] = [
+const FEATURES: [(&str, InitFlags); 10] = [
     ("FUSE_NO_OPEN_SUPPORT", InitFlags::FUSE_NO_OPEN_SUPPORT),
-    ("FUSE_NO_OPENDIR_SUPPORT", InitFlags::FUSE_NO_OPENDIR_SUPPORT),
     ("FUSE_HANDLE_KILLPRIV_V2", InitFlags::FUSE_HANDLE_KILLPRIV_V2),
     ("FUSE_DO_READDIRPLUS", InitFlags::FUSE_DO_READDIRPLUS),
     ("FUSE_PARALLEL_DIROPS", InitFlags::FUSE_PARALLEL_DIROPS),
@@ -23,6 +22,11 @@ const FEATURES: [(&str, InitFlags); 11] = [
     ("FUSE_POSIX_ACL", InitFlags::FUSE_POSIX_ACL),
     ("FUSE_DONT_MASK", InitFlags::FUSE_DONT_MASK),
 ];
+/// Where nobody else changes the layers.
+const NO_OPENDIR: (&str, InitFlags) =
+    ("FUSE_NO_OPENDIR_SUPPORT", InitFlags::FUSE_NO_OPENDIR_SUPPORT);
+/// Where others may: what the kernel keeps of a file goes when its time or size is another.
+const AUTO_INVAL: (&str, InitFlags) = ("FUSE_AUTO_INVAL_DATA", InitFlags::FUSE_AUTO_INVAL_DATA);
 const WRITEBACK: (&str, InitFlags) = ("FUSE_WRITEBACK_CACHE", InitFlags::FUSE_WRITEBACK_CACHE);
 
 /// What was asked for, and whether it was granted.
@@ -32,9 +36,10 @@ pub(super) struct Granted {
 }
 
 impl Granted {
-    /// Asks for everything.
-    pub(super) fn negotiate(&self, config: &mut KernelConfig, writeback: bool) {
-        let wanted = FEATURES.iter().chain(writeback.then_some(&WRITEBACK));
+    /// Asks for everything that is of use; `live` if others may change the layers.
+    pub(super) fn negotiate(&self, config: &mut KernelConfig, writeback: bool, live: bool) {
+        let by_life = if live { &AUTO_INVAL } else { &NO_OPENDIR };
+        let wanted = FEATURES.iter().chain([by_life]).chain(writeback.then_some(&WRITEBACK));
         let asked =
             wanted.map(|(name, flag)| (*name, config.add_capabilities(*flag).is_ok())).collect();
         *self.features.lock() = asked;

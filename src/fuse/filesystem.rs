@@ -25,9 +25,8 @@ use super::reply::{reply_empty, reply_sized, serve};
 use super::session::SessionOptions;
 use crate::sys::errno::Code;
 use crate::sys::file::Seek;
-use crate::sys::groups;
 use crate::sys::xattr::OnPresence;
-use crate::union::{Attr, Entry, Listed, Make, NewFile, Node, RenameMode, SetAttr, Union};
+use crate::union::{Attr, Caller, Entry, Listed, Make, NewFile, Node, RenameMode, SetAttr, Union};
 
 /// How long the kernel may rely on what it was told, if for ever: seconds.
 const FOREVER: Duration = Duration::from_secs(1_000_000_000);
@@ -40,6 +39,8 @@ pub(super) struct UnionFs {
     union: Arc<Union>,
     ttl: Duration,
     writeback: bool,
+    /// Others may change the layers.
+    live: bool,
     granted: Arc<Granted>,
     latch: Arc<Latch>,
 }
@@ -55,6 +56,7 @@ impl UnionFs {
             union,
             ttl: options.timeout.unwrap_or(FOREVER),
             writeback: options.writeback,
+            live: options.timeout.is_some(),
             granted,
             latch,
         }
@@ -95,7 +97,7 @@ impl UnionFs {
 
 impl Filesystem for UnionFs {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        self.granted.negotiate(config, self.writeback);
+        self.granted.negotiate(config, self.writeback, self.live);
         Ok(())
     }
 
@@ -153,7 +155,7 @@ impl Filesystem for UnionFs {
             atime: convert::set_time(atime),
             mtime: convert::set_time(mtime),
             ctime: ctime.is_some(),
-            privileged: request.uid() == 0,
+            caller: caller(request),
         };
         self.reply_attr(serve("setattr", || self.union.set_attr(&self.node(ino)?, &set)), reply);
     }
@@ -301,6 +303,11 @@ impl Filesystem for UnionFs {
     }
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        if self.live {
+            // The kernel would keep listings for as long as the directory's time stays the same, which is
+            // that of the topmost layer alone.
+            return reply.opened(FileHandle(0), FopenFlags::empty());
+        }
         reply.error(Errno::ENOSYS);
     }
 
@@ -331,7 +338,7 @@ impl Filesystem for UnionFs {
 
     fn write(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -341,7 +348,7 @@ impl Filesystem for UnionFs {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let kill = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let kill = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID).then(|| caller(request));
         let held_back = flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let written =
             serve("write", || self.union.write(&self.node(ino)?, offset, data, kill, held_back));
@@ -474,8 +481,7 @@ impl Filesystem for UnionFs {
         let done = serve("setxattr", || {
             let node = self.node(ino)?;
             let presence = OnPresence::from_raw(flags).ok_or(Code::Invalid)?;
-            let keep_setgid = request.uid() == 0 || self.is_in_group(request, &node)?;
-            self.union.set_xattr(&node, key.as_bytes(), value, presence, keep_setgid)
+            self.union.set_xattr(&node, key.as_bytes(), value, presence, caller(request))
         });
         reply_empty(done, reply);
     }
@@ -507,7 +513,7 @@ impl Filesystem for UnionFs {
 
     fn fallocate(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -517,7 +523,7 @@ impl Filesystem for UnionFs {
     ) {
         let done = serve("fallocate", || {
             let mode = u32::try_from(mode).map_err(|_| Code::Invalid)?;
-            self.union.allocate(&self.node(ino)?, mode, offset, len)
+            self.union.allocate(&self.node(ino)?, mode, offset, len, caller(request))
         });
         reply_empty(done, reply);
     }
@@ -564,10 +570,8 @@ impl Filesystem for UnionFs {
             let (from, to) = (self.node(from)?, self.node(to)?);
             // What fits the answer.
             let len = len.min(1 << 30);
-            let copied = self.union.copy_range(&from, from_offset, &to, to_offset, len)?;
-            if request.uid() != 0 {
-                self.union.set_attr(&to, &SetAttr { privileged: false, ..SetAttr::nothing() })?;
-            }
+            let (from, to) = ((&from, from_offset), (&to, to_offset));
+            let copied = self.union.copy_range(from, to, len, caller(request))?;
             u32::try_from(copied).map_err(|_| Code::Overflow.into())
         });
         match copied {
@@ -577,14 +581,7 @@ impl Filesystem for UnionFs {
     }
 }
 
-impl UnionFs {
-    /// Whether who asks is in a file's group, by his own or one of his further groups.
-    fn is_in_group(&self, request: &Request, node: &Arc<Node>) -> io::Result<bool> {
-        let gid = self.union.attr(node)?.gid;
-        if request.gid() == gid {
-            return Ok(true);
-        }
-        // Who has ended meanwhile, or is in another pid namespace, is in none.
-        Ok(groups::supplementary(request.pid()).is_ok_and(|groups| groups.contains(&gid)))
-    }
+/// Who asks.
+fn caller(request: &Request) -> Caller {
+    Caller { uid: request.uid(), gid: request.gid(), pid: request.pid() }
 }

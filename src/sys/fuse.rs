@@ -68,6 +68,10 @@ fn configure(context: &FsContext, device: &OwnedFd, mount: &FuseMount<'_>) -> io
     context.set_string("user_id", &rustix::process::getuid().as_raw().to_string())?;
     context.set_string("group_id", &rustix::process::getgid().as_raw().to_string())?;
     context.set_flag("default_permissions")?;
+    if mount.attributes.read_only {
+        // Also when somebody remounts it.
+        context.set_flag("ro")?;
+    }
     if mount.allow_other {
         context.set_flag("allow_other")?;
     }

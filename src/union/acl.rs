@@ -12,7 +12,11 @@ pub(super) const DEFAULT: &[u8] = b"system.posix_acl_default";
 const HEADER: usize = 4;
 const ENTRY: usize = 8;
 const TAG_USER: u16 = 0x02;
+const TAG_GROUP_OWNER: u16 = 0x04;
 const TAG_GROUP: u16 = 0x08;
+const TAG_MASK: u16 = 0x10;
+const TAG_OTHERS: u16 = 0x20;
+const WRITE: u16 = 2;
 
 /// Whether the key is that of an access control list.
 pub(super) fn is_key(key: &[u8]) -> bool {
@@ -36,6 +40,37 @@ pub(super) fn host(value: &[u8], uids: &IdMap, gids: &IdMap) -> Option<Vec<u8>> 
         TAG_GROUP => gids.host(id).filter(|id| *id != OVERFLOW),
         _ => Some(id),
     })
+}
+
+/// Whether a list lets somebody who is not the owner write. As `posix_acl_permission` of the kernel's
+/// `fs/posix_acl.c`: a named user's entry decides alone; of groups any; else that for others.
+pub(super) fn grants_write(
+    value: &[u8],
+    owning_group: u32,
+    uid: u32,
+    in_group: &dyn Fn(u32) -> bool,
+) -> bool {
+    let (mut mask, mut others, mut group) = (true, false, None);
+    let mut named = None;
+    for entry in value.get(HEADER..).unwrap_or_default().chunks(ENTRY) {
+        let [t0, t1, p0, p1, a, b, c, d] = *entry else { return false };
+        let (tag, id) = (u16::from_le_bytes([t0, t1]), u32::from_le_bytes([a, b, c, d]));
+        let writes = u16::from_le_bytes([p0, p1]) & WRITE != 0;
+        match tag {
+            TAG_USER if id == uid => named = Some(writes),
+            TAG_GROUP_OWNER if in_group(owning_group) => {
+                group = Some(writes || group == Some(true))
+            }
+            TAG_GROUP if in_group(id) => group = Some(writes || group == Some(true)),
+            TAG_MASK => mask = writes,
+            TAG_OTHERS => others = writes,
+            _ => {}
+        }
+    }
+    match named.or(group) {
+        Some(writes) => writes && mask,
+        None => others,
+    }
 }
 
 /// A value of another shape stays as it is: the file system refuses it.
@@ -88,5 +123,25 @@ mod tests {
         for odd in [&b""[..], b"x", b"\x02\0\0\0abc"] {
             assert_eq!(host(odd, &map, &map).as_deref(), Some(odd));
         }
+    }
+
+    #[test]
+    fn a_list_lets_write_or_not() {
+        let list = acl(&[
+            (1, 6, 0),
+            (2, 6, 5),
+            (2, 4, 6),
+            (4, 4, 0),
+            (8, 6, 70),
+            (0x10, 6, 0),
+            (0x20, 0, 0),
+        ]);
+        let may = |uid, groups: &[u32]| grants_write(&list, 7, uid, &|gid| groups.contains(&gid));
+        assert!(may(5, &[]) && !may(6, &[70]), "a named user's entry decides alone");
+        assert!(may(9, &[7, 70]) && !may(9, &[7]) && !may(9, &[]));
+        let masked = acl(&[(1, 6, 0), (2, 6, 5), (4, 6, 0), (0x10, 4, 0), (0x20, 6, 0)]);
+        assert!(
+            !grants_write(&masked, 7, 5, &|_| false) && grants_write(&masked, 7, 9, &|_| false)
+        );
     }
 }

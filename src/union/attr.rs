@@ -4,19 +4,16 @@ use std::io;
 use std::sync::Arc;
 
 use super::Union;
+use super::caller::Caller;
 use super::copyup::Data;
 use super::node::{Node, Place, State};
 use crate::layer::LayerFormat;
 use crate::sys::errno::Code;
 use crate::sys::file::{self, FileSystemStat, SetTime};
 use crate::sys::stat::{FileType, Stat, Time};
-use crate::sys::xattr;
 
-/// The key under which the kernel keeps file capabilities.
-const CAPABILITY: &[u8] = b"security.capability";
 pub(super) const SETUID: u32 = 0o4000;
 pub(super) const SETGID: u32 = 0o2000;
-const GROUP_EXECUTE: u32 = 0o010;
 
 /// Attributes as the union shows them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,12 +51,13 @@ pub(crate) struct SetAttr {
     pub(crate) mtime: SetTime,
     /// The change time is set along with it: it is the kernel that writes back what it has kept.
     pub(crate) ctime: bool,
-    /// Who asks may keep setuid bits on what he changes (CAP_FSETID).
-    pub(crate) privileged: bool,
+    /// Who asks.
+    pub(crate) caller: Caller,
 }
 
 impl SetAttr {
     /// Changes nothing.
+    #[cfg(test)]
     pub(crate) fn nothing() -> SetAttr {
         SetAttr {
             mode: None,
@@ -69,7 +67,7 @@ impl SetAttr {
             atime: SetTime::Keep,
             mtime: SetTime::Keep,
             ctime: false,
-            privileged: true,
+            caller: Caller::ROOT,
         }
     }
 
@@ -155,7 +153,7 @@ impl Union {
         if set.is_nothing() {
             // The kernel's way to say that a write took away setuid and the like.
             if !set.ctime {
-                self.drop_privileges(node, set.privileged)?;
+                self.drop_privileges_if_he_may(node, set.caller)?;
             }
             return self.attr(node);
         }
@@ -172,9 +170,7 @@ impl Union {
         let (uid, gid) = (owner(&self.options.uids, set.uid)?, owner(&self.options.gids, set.gid)?);
         if let Some(size) = set.size {
             self.truncate(node, size)?;
-            if !set.privileged {
-                self.drop_privileges(node, false)?;
-            }
+            self.drop_privileges(node, set.caller)?;
         } else {
             self.copy_up(node, Data::All)?;
         }
@@ -186,9 +182,16 @@ impl Union {
                 let stat = place.stat()?;
                 if let Some(mode) = Self::zero_device_mode(place, format, &stat)? {
                     // As the kernel does with files.
-                    Self::set_zero_device_mode(place, format, mode & !privileges(mode))?;
+                    let kept = mode & !(SETUID | if mode & 0o010 == 0 { 0 } else { SETGID });
+                    Self::set_zero_device_mode(place, format, kept)?;
                 }
             }
+            Ok(())
+        })?;
+        if uid.is_some() || gid.is_some() {
+            self.drop_privileges(node, set.caller)?;
+        }
+        self.at(node, |place, format, _| {
             if let Some(mode) = set.mode {
                 let stat = place.stat()?;
                 match Self::zero_device_mode(place, format, &stat)? {
@@ -227,31 +230,6 @@ impl Union {
         self.data(node)?.file.set_len(size)
     }
 
-    /// Takes capabilities away from a file that is written, and setuid and setgid, unless the writer may
-    /// keep them.
-    pub(super) fn drop_privileges(&self, node: &Arc<Node>, privileged: bool) -> io::Result<()> {
-        if node.kind != FileType::Regular {
-            return Ok(());
-        }
-        let (mode, capable) = self.at(node, |place, _, _| {
-            Ok((place.stat()?.mode, xattr::get(place.xattrs(), CAPABILITY)?.is_some()))
-        })?;
-        let clear = privileges(mode);
-        if !capable && (privileged || clear == 0) {
-            return Ok(());
-        }
-        self.copy_up(node, Data::All)?;
-        self.at(node, |place, _, _| {
-            if capable {
-                xattr::remove(place.xattrs(), CAPABILITY)?;
-            }
-            if !privileged && clear != 0 {
-                place.chmod(mode & !clear)?;
-            }
-            Ok(())
-        })
-    }
-
     /// Where a symlink points.
     ///
     /// # Errors
@@ -268,23 +246,5 @@ impl Union {
             stat.name_max = stat.name_max.saturating_sub(4);
         }
         Ok(stat)
-    }
-}
-
-/// The bits that a write by an ordinary user clears.
-fn privileges(mode: u32) -> u32 {
-    let group = if mode & GROUP_EXECUTE == 0 { 0 } else { SETGID };
-    mode & (SETUID | group)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn setgid_without_group_execute_is_no_privilege() {
-        assert_eq!(privileges(0o6755), 0o6000);
-        assert_eq!(privileges(0o6745), 0o4000);
-        assert_eq!(privileges(0o755), 0);
     }
 }

@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use super::Union;
+use super::caller::Caller;
 use super::copyup::Data;
 use super::descriptors::OpenFile;
 use super::node::Node;
@@ -36,7 +37,7 @@ impl Union {
         Ok(buffer)
     }
 
-    /// Writes all of `data`. With `kill` setuid and capabilities go, as when an ordinary user writes.
+    /// Writes all of `data`. With `kill` setuid and capabilities go, as when that one writes.
     ///
     /// What was `held_back` was written earlier, at a time that the kernel tells by itself, before or after;
     /// if it tells none, the file had that time already. A copy of a lower file gets a time of now until
@@ -46,12 +47,12 @@ impl Union {
         node: &Arc<Node>,
         offset: u64,
         data: &[u8],
-        kill: bool,
+        kill: Option<Caller>,
         held_back: bool,
     ) -> io::Result<()> {
         let open = self.writable_data(node)?;
-        if kill {
-            self.drop_privileges(node, false)?;
+        if let Some(caller) = kill {
+            self.drop_privileges(node, caller)?;
         }
         if !held_back {
             return open.file.write_all_at(data, offset);
@@ -73,8 +74,11 @@ impl Union {
         mode: u32,
         offset: u64,
         len: u64,
+        caller: Caller,
     ) -> io::Result<()> {
-        file::allocate(&self.writable_data(node)?.file, mode, offset, len)
+        let open = self.writable_data(node)?;
+        self.drop_privileges(node, caller)?;
+        file::allocate(&open.file, mode, offset, len)
     }
 
     /// The next data or hole from `offset` on.
@@ -86,13 +90,15 @@ impl Union {
     /// copy_file_range(2); how many bytes were copied.
     pub(crate) fn copy_range(
         &self,
-        from: &Arc<Node>,
-        from_offset: u64,
-        to: &Arc<Node>,
-        to_offset: u64,
+        (from, from_offset): (&Arc<Node>, u64),
+        (to, to_offset): (&Arc<Node>, u64),
         len: u64,
+        caller: Caller,
     ) -> io::Result<usize> {
         self.regular(from)?;
+        self.regular(to)?;
+        self.writable_data(to)?;
+        self.drop_privileges(to, caller)?;
         // The first, so that a copy within one file has one descriptor.
         let to = self.writable_data(to)?;
         let from = self.data(from)?;

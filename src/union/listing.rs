@@ -191,10 +191,12 @@ impl Union {
     fn names_in(&self, view: &View) -> io::Result<Vec<Name>> {
         let mut merged = Merged::default();
         if let (Some(dir), Some(upper)) = (&view.upper, &self.upper) {
-            merged.add(upper.format, dir)?;
+            merged.add(upper.format, dir, false)?;
         }
         for part in view.lowers.iter() {
-            merged.add(self.lower(part.layer)?.format, &*self.lower_dir(part)?)?;
+            let (format, dir) = (self.lower(part.layer)?.format, self.lower_dir(part)?);
+            let by_xattr = marks::has_xattr_whiteouts(format, &dir)?;
+            merged.add(format, &dir, by_xattr)?;
         }
         Ok(merged.names)
     }
@@ -209,8 +211,8 @@ struct Merged {
 }
 
 impl Merged {
-    /// Adds the layer below those that were added.
-    fn add(&mut self, format: LayerFormat, dir: &Dir) -> io::Result<()> {
+    /// Adds the layer below those that were added; `by_xattr` if files may be whiteouts.
+    fn add(&mut self, format: LayerFormat, dir: &Dir, by_xattr: bool) -> io::Result<()> {
         // A layer's whiteouts say nothing of its own entries, in whatever order they are listed.
         let mut hidden = Vec::new();
         for entry in dir.entries()? {
@@ -225,6 +227,13 @@ impl Merged {
                     }
                     Mark::Opaque | Mark::Internal => continue,
                 }
+            }
+            if by_xattr
+                && dir.try_stat_at(&name)?.is_some_and(|stat| marks::may_be_xattr_whiteout(&stat))
+                && marks::is_xattr_whiteout(format, dir, &name)?
+            {
+                hidden.push(name);
+                continue;
             }
             if self.seen.insert(name.clone()) {
                 self.names.push(name);

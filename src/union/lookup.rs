@@ -199,7 +199,7 @@ impl Union {
         for (index, part) in parts.iter().enumerate() {
             let format = self.lower(part.layer)?.format;
             let dir = self.lower_dir(part)?;
-            let (stat, ends) = match entry::find(Some(format), &dir, &wanted)? {
+            let (stat, ends) = match entry::find_in_lower(format, &dir, &wanted)? {
                 Says::Nothing => continue,
                 Says::Whiteout => break,
                 Says::Entry { stat, .. } if !stat.is_dir() => {
@@ -249,7 +249,7 @@ impl Union {
     pub(super) fn shown_below(&self, view: &View, name: &Name) -> io::Result<Option<Stat>> {
         for part in view.lowers.iter() {
             let format = self.lower(part.layer)?.format;
-            match entry::find(Some(format), &*self.lower_dir(part)?, name)? {
+            match entry::find_in_lower(format, &*self.lower_dir(part)?, name)? {
                 Says::Nothing => {}
                 Says::Whiteout => return Ok(None),
                 Says::Entry { stat, .. } => return Ok(Some(stat)),

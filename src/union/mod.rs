@@ -5,7 +5,8 @@
 //!
 //! - `spec`: what a union is made of. `node`, `table`: what is known of files, by number.
 //!   `descriptors`, `backing`: how a node's file is reached. `identity`, `links`: which number a file has.
-//! - `lookup`, `listing`, `attr`, `xattr`, `acl`, `data`: what is read.
+//! - `lookup`, `listing`, `attr`, `xattr`, `acl`, `data`: what is read, and changed of a file. `caller`:
+//!   who asks.
 //! - `create`, `remove`, `rename`, `copyup`, `workdir`: what is changed. `settle`: what was renamed is
 //!   made to stand on its own.
 //!
@@ -30,6 +31,7 @@
 mod acl;
 mod attr;
 mod backing;
+mod caller;
 mod copyup;
 mod create;
 mod data;
@@ -57,6 +59,7 @@ use std::sync::atomic::AtomicU64;
 use parking_lot::{Mutex, RwLock};
 
 pub(crate) use attr::{Attr, SetAttr};
+pub(crate) use caller::Caller;
 pub(crate) use create::{Make, NewFile};
 pub(crate) use listing::Listed;
 pub(crate) use lookup::Entry;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use super::Union;
 use super::acl;
 use super::attr::SETGID;
+use super::caller::Caller;
 use super::copyup::Data;
 use super::node::Node;
 use crate::layer::LayerFormat;
@@ -82,15 +83,15 @@ impl Union {
         })
     }
 
-    /// Sets an attribute. `keep_setgid`: whoever asks may have it stay when a list of access rights is
-    /// set, as a member of the file's group may.
+    /// Sets an attribute. Setgid goes when somebody sets a list of access rights who is not in the file's
+    /// group.
     pub(crate) fn set_xattr(
         &self,
         node: &Arc<Node>,
         key: &[u8],
         value: &[u8],
         presence: OnPresence,
-        keep_setgid: bool,
+        caller: Caller,
     ) -> io::Result<()> {
         self.writable()?;
         let mapped;
@@ -114,10 +115,13 @@ impl Union {
             _ => {}
         }
         self.copy_up(node, Data::All)?;
+        let keep_setgid = key != acl::ACCESS
+            || caller.is_privileged()
+            || caller.is_in_group(self.attr(node)?.gid);
         self.at(node, |place, format, _| {
             let key = user_key(format, key)?;
             xattr::set_if(place.xattrs(), &key, value, presence)?;
-            if key == acl::ACCESS && !keep_setgid && node.kind != FileType::Directory {
+            if !keep_setgid && node.kind != FileType::Directory {
                 let mode = place.stat()?.mode;
                 if mode & SETGID != 0 {
                     place.chmod(mode & !SETGID)?;

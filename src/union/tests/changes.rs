@@ -12,7 +12,7 @@ fn a_file_is_copied_up_when_written_and_keeps_its_number() {
         let u = f.open();
         let node = u.walk("d/a").unwrap();
         let before = u.attr(&node).unwrap();
-        u.write(&node, 0, b"BOTTOM", false, false).unwrap();
+        u.write(&node, 0, b"BOTTOM", None, false).unwrap();
         assert_eq!(u.text("d/a").unwrap(), "BOTTOM/d/a");
         assert_eq!(fs::read_to_string(f.path("bottom/d/a")).unwrap(), "bottom/d/a");
         assert_eq!(fs::read_to_string(f.path("upper/d/a")).unwrap(), "BOTTOM/d/a");
@@ -85,7 +85,7 @@ fn a_lower_directory_is_renamed_by_a_redirect() {
     );
     // Known before, and reached by its new path.
     assert_eq!(u.walk("e/sub").unwrap().id, sub.id);
-    u.write(&u.walk("e/sub/a").unwrap(), 0, b"X", false, false).unwrap();
+    u.write(&u.walk("e/sub/a").unwrap(), 0, b"X", None, false).unwrap();
     u.mv("e/sub", "s", RenameMode::Replace).unwrap();
     u.mv("e", "s/e", RenameMode::Replace).unwrap();
     assert_eq!(u.text("s/a").unwrap(), "Xottom/d/sub/a");
@@ -193,12 +193,12 @@ fn an_unlinked_file_goes_on_while_it_is_known() {
         u.rm("low").unwrap();
         for node in [&new, &low] {
             assert_eq!(u.attr(node).unwrap().nlink, 0, "{format}");
-            u.write(node, 0, b"text", false, false).unwrap();
+            u.write(node, 0, b"text", None, false).unwrap();
             assert_eq!(u.read(node, 0, 4).unwrap(), b"text");
             let set = SetAttr { size: Some(2), mode: Some(0o600), ..SetAttr::nothing() };
             let attr = u.set_attr(node, &set).unwrap();
             assert_eq!((attr.size, attr.mode, attr.nlink), (2, 0o600, 0));
-            u.set_xattr(node, b"user.k", b"v", OnPresence::Create, true).unwrap();
+            u.set_xattr(node, b"user.k", b"v", OnPresence::Create, Caller::ROOT).unwrap();
             assert_eq!(u.xattr(node, b"user.k").unwrap().unwrap(), b"v");
             assert!(u.link(node, u.root(), &name("again")).is_err());
         }
@@ -219,7 +219,7 @@ fn hard_links_of_a_lower_file_stay_one_file() {
         let u = f.open();
         let x = u.walk("x").unwrap();
         assert_eq!(u.attr(&x).unwrap().nlink, 3);
-        u.write(&x, 0, b"BOTTOM", false, false).unwrap();
+        u.write(&x, 0, b"BOTTOM", None, false).unwrap();
         let again = |u: &Union| {
             for path in ["x", "y", "z"] {
                 if let Some(node) = u.walk(path) {
@@ -302,7 +302,7 @@ fn a_new_file_obeys_the_umask_and_default_access_rights() {
             acl.extend_from_slice(&u32::MAX.to_le_bytes());
         }
         let d = u.walk("d").unwrap();
-        u.set_xattr(&d, acl::DEFAULT, &acl, OnPresence::Any, true).unwrap();
+        u.set_xattr(&d, acl::DEFAULT, &acl, OnPresence::Any, Caller::ROOT).unwrap();
         let node = u.put("d/a", NewFile::Directory).unwrap();
         assert_eq!(u.attr(&node).unwrap().mode, 0o750, "the umask does not count");
         assert_eq!(u.xattr(&node, acl::DEFAULT).unwrap().unwrap(), acl);

@@ -11,7 +11,7 @@ fn all_else_goes_on_while_a_file_is_copied() {
     u.hooks.hold();
     let big = u.walk("d/big").unwrap();
     std::thread::scope(|scope| {
-        let writer = scope.spawn(|| u.write(&big, 0, b"B", false, false).unwrap());
+        let writer = scope.spawn(|| u.write(&big, 0, b"B", None, false).unwrap());
         while !u.hooks.held.load(Ordering::SeqCst) {
             std::thread::yield_now();
         }
@@ -90,7 +90,7 @@ fn without_an_upper_nothing_changes() {
     .unwrap();
     let a = u.walk("a").unwrap();
     let read_only = |e: io::Error| assert_eq!(e.raw_os_error(), Some(30));
-    read_only(u.write(&a, 0, b"x", false, false).unwrap_err());
+    read_only(u.write(&a, 0, b"x", None, false).unwrap_err());
     read_only(u.rm("a").unwrap_err());
     read_only(u.put("b", NewFile::Regular).unwrap_err());
     read_only(u.mv("a", "b", RenameMode::Replace).unwrap_err());
@@ -110,7 +110,7 @@ fn a_settled_upper_stands_on_its_own() {
     let u = f.open();
     u.rm("d/gone").unwrap();
     u.mv("d/sub", "d/moved", RenameMode::Replace).unwrap();
-    u.write(&u.walk("d/moved/a").unwrap(), 0, b"X", false, false).unwrap();
+    u.write(&u.walk("d/moved/a").unwrap(), 0, b"X", None, false).unwrap();
     u.mv("d", "f", RenameMode::Replace).unwrap();
     u.rm("e/hidden").unwrap();
     u.rm_dir("e").unwrap();
@@ -198,7 +198,7 @@ fn a_removed_directory_that_is_open_can_be_changed() {
     assert_eq!((mode(&low), mode(&up)), ((0o555, 0), (0o511, 0)));
     for node in [&low, &up] {
         u.set_attr(node, &set(0o1700)).unwrap();
-        u.set_xattr(node, b"user.k", b"v", OnPresence::Any, true).unwrap();
+        u.set_xattr(node, b"user.k", b"v", OnPresence::Any, Caller::ROOT).unwrap();
         assert_eq!(mode(node), (0o1700, 0));
         assert!(u.lookup(node, &name("x")).is_err());
     }
@@ -214,11 +214,11 @@ fn what_was_held_back_is_written_at_the_time_that_was_set() {
     let time = |secs| SetTime::To(Time { secs, nanos: 5 });
     let set = |mtime| SetAttr { mtime, ctime: true, ..SetAttr::nothing() };
     let modified = || u.attr(&a).unwrap().mtime.secs;
-    u.write(&a, 0, b"x", false, true).unwrap();
+    u.write(&a, 0, b"x", None, true).unwrap();
     assert!(modified() > 1_000_000_000, "the copy of a lower file, until its time is told");
     u.set_attr(&a, &set(time(1000))).unwrap();
-    u.write(&a, 1, b"y", false, true).unwrap();
+    u.write(&a, 1, b"y", None, true).unwrap();
     assert_eq!(modified(), 1000);
-    u.write(&a, 2, b"z", false, false).unwrap();
+    u.write(&a, 2, b"z", None, false).unwrap();
     assert!(modified() > 1_000_000_000, "what is written now");
 }
