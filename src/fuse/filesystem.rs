@@ -505,9 +505,10 @@ impl Filesystem for UnionFs {
         reply_sized(keys, size, reply);
     }
 
-    fn removexattr(&self, _: &Request, ino: INodeNo, key: &OsStr, reply: ReplyEmpty) {
-        let done =
-            serve("removexattr", || self.union.remove_xattr(&self.node(ino)?, key.as_bytes()));
+    fn removexattr(&self, request: &Request, ino: INodeNo, key: &OsStr, reply: ReplyEmpty) {
+        let done = serve("removexattr", || {
+            self.union.remove_xattr(&self.node(ino)?, key.as_bytes(), caller(request))
+        });
         reply_empty(done, reply);
     }
 

@@ -17,7 +17,7 @@ use crate::sys::stat::FileType;
 use crate::sys::xattr;
 
 /// The key under which the kernel keeps file capabilities.
-const CAPABILITY: &[u8] = b"security.capability";
+pub(super) const CAPABILITY: &[u8] = b"security.capability";
 const GROUP_EXECUTE: u32 = 0o010;
 const OTHERS_WRITE: u32 = 0o002;
 const GROUP_WRITE: u32 = 0o020;
@@ -92,7 +92,7 @@ impl Union {
         if self.could_write(node, caller)? { self.drop_privileges(node, caller) } else { Ok(()) }
     }
 
-    fn could_write(&self, node: &Arc<Node>, caller: Caller) -> io::Result<bool> {
+    pub(super) fn could_write(&self, node: &Arc<Node>, caller: Caller) -> io::Result<bool> {
         let attr = self.attr(node)?;
         if caller.is_privileged() || caller.uid == attr.uid {
             return Ok(true);

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::Union;
 use super::acl;
 use super::attr::SETGID;
-use super::caller::Caller;
+use super::caller::{CAPABILITY, Caller};
 use super::copyup::Data;
 use super::node::Node;
 use crate::layer::LayerFormat;
@@ -134,9 +134,18 @@ impl Union {
     /// Removes an attribute.
     ///
     /// # Errors
-    /// ENODATA if there is no such.
-    pub(crate) fn remove_xattr(&self, node: &Arc<Node>, key: &[u8]) -> io::Result<()> {
+    /// ENODATA if there is no such; EPERM for capabilities if who asks could not write the file: the kernel
+    /// asks for their removal in the name of anybody who changes the owner to what it is.
+    pub(crate) fn remove_xattr(
+        &self,
+        node: &Arc<Node>,
+        key: &[u8],
+        caller: Caller,
+    ) -> io::Result<()> {
         self.writable()?;
+        if key == CAPABILITY && !self.could_write(node, caller)? {
+            return Err(Code::Perm.into());
+        }
         if self.options.no_acl && acl::is_key(key) {
             return Err(Code::NotSupported.into());
         }
