@@ -51,6 +51,7 @@ pub fn duty(arguments: &[String]) -> ! {
                 Err(e) => panic!("{e}"),
             });
         }
+        ["dirty", path] => super::traps::dirty(path),
         _ => panic!("{arguments:?}"),
     }
     std::process::exit(0)

@@ -176,19 +176,32 @@ fn hard_links_together() {
     stage.survives(union);
 }
 
+/// Whichever name is written through, and whichever goes: what was written is not lost with another name,
+/// nor at the next mount.
 fn hard_links_keep_writes() {
-    let stage = linked();
-    let union = stage.mount();
-    let [x, y] = ["x", "y"].map(|name| union.join(name));
-    assert_eq!(read(&y), "old");
-    write(&x, "new");
-    fs::remove_file(&y).unwrap();
-    assert_eq!(read(&x), "new");
-    assert!(!y.exists());
-    stage.survives(union);
-    let union = stage.mount();
-    assert_eq!((names(union.path()), read(&union.join("x"))), (vec!["x".into()], "new".into()));
-    assert_eq!(read(&stage.lower("x")), "old");
+    for listed in [false, true] {
+        for (written, removed) in [("x", "y"), ("y", "x"), ("x", ""), ("y", "")] {
+            let what = format!("through {written}, listed: {listed}, removed: {removed:?}");
+            let stage = linked();
+            let union = stage.mount();
+            if listed {
+                assert_eq!(names(union.path()), ["x", "y"]);
+            }
+            write(&union.join(written), "new");
+            if !removed.is_empty() {
+                fs::remove_file(union.join(removed)).unwrap();
+            }
+            assert_eq!(read(&union.join(written)), "new", "{what}");
+            union.unmount();
+            let union = stage.mount();
+            assert_eq!(read(&union.join(written)), "new", "{what}, mounted again");
+            if !removed.is_empty() {
+                assert_eq!(names(union.path()), [written], "{what}, mounted again");
+            }
+            assert_eq!(read(&stage.lower("x")), "old", "{what}");
+            stage.survives(union);
+        }
+    }
 }
 
 fn new_links() {

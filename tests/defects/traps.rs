@@ -13,10 +13,12 @@ use rustix::mount::MountFlags;
 
 use crate::support::calls::{self, names, read, write};
 use crate::support::fuse_union::{Stage, mode};
+use crate::support::suite;
 
 pub const TESTS: &[(&str, fn())] = &[
     ("truncating_opens_reach_the_backing_file", truncating_opens),
     ("privileges_are_cleared_as_on_the_backing_file_system", privileges),
+    ("setgid_without_group_execution_is_cleared_by_outsiders", setgid_alone),
     ("others_do_not_take_privileges_away", strangers),
     ("copies_of_files_being_written_have_their_bytes", dirty_copies),
     ("errors_of_synchronous_calls_come_from_them", synchronous_errors),
@@ -91,15 +93,14 @@ const DEEDS: &[Deed] = &[
     }),
 ];
 
-const MODES: [u32; 3] = [0o6777, 0o2767, 0o4666];
 const ACTORS: [(&str, u32); 2] = [("root", 0), ("user", 1000)];
 
-fn privileged_files(base: &Path, set: &str) {
+fn privileged_files(base: &Path, set: &str, modes: &[u32]) {
     fs::create_dir(base.join(set)).unwrap();
     mode(&base.join(set), 0o777);
     write(&base.join(set).join("source"), "the source");
     for (deed, _) in DEEDS {
-        for bits in MODES {
+        for &bits in modes {
             for (actor, _) in ACTORS {
                 for owner in [0, 1000] {
                     let path = base.join(set).join(format!("{deed}-{bits:o}-{actor}-{owner}"));
@@ -115,10 +116,10 @@ fn privileged_files(base: &Path, set: &str) {
 }
 
 /// Does all deeds, and says what became of each file.
-fn after_deeds(dir: &Path) -> Vec<String> {
+fn after_deeds(dir: &Path, modes: &[u32]) -> Vec<String> {
     let mut outcomes = Vec::new();
     for (deed, act) in DEEDS {
-        for bits in MODES {
+        for &bits in modes {
             for (actor, uid) in ACTORS {
                 for owner in [0, 1000] {
                     let name = format!("{deed}-{bits:o}-{actor}-{owner}");
@@ -139,18 +140,29 @@ fn after_deeds(dir: &Path) -> Vec<String> {
 }
 
 fn privileges() {
-    let stage = Stage::new(1);
-    privileged_files(&stage.lowers[0], "low");
-    let plain = stage.beside("plain");
-    privileged_files(&plain, "files");
-    let expected = after_deeds(&plain.join("files"));
+    let expected = compare_deeds(&[0o6777, 0o4666]);
     // They are not all the same: something is cleared, and something is not.
     assert!(expected.iter().any(|line| line.contains(" 777 ")));
     assert!(expected.iter().any(|line| line.ends_with("true")));
+}
+
+/// The bit once meant mandatory locking, and means nothing now; others than the group clear it still.
+fn setgid_alone() {
+    let expected = compare_deeds(&[0o2767]);
+    assert!(expected.iter().any(|line| line.contains(" 767 ")));
+}
+
+/// Asserts that the union does as the file system below it, and says what that does.
+fn compare_deeds(modes: &[u32]) -> Vec<String> {
+    let stage = Stage::new(1);
+    privileged_files(&stage.lowers[0], "low", modes);
+    let plain = stage.beside("plain");
+    privileged_files(&plain, "files", modes);
+    let expected = after_deeds(&plain.join("files"), modes);
     let union = stage.mount();
-    privileged_files(union.path(), "up");
+    privileged_files(union.path(), "up", modes);
     for set in ["low", "up"] {
-        let shown = after_deeds(&union.join(set));
+        let shown = after_deeds(&union.join(set), modes);
         let wrong: Vec<_> = expected.iter().zip(&shown).filter(|(a, b)| a != b).collect();
         assert!(wrong.is_empty(), "{set}: expected, and shown: {wrong:#?}");
         union.forget();
@@ -164,6 +176,7 @@ fn privileges() {
         }
     }
     stage.survives(union);
+    expected
 }
 
 fn strangers() {
@@ -189,39 +202,71 @@ fn strangers() {
     stage.survives(union);
 }
 
+/// What [`dirty`] writes, which has no zeros.
+fn pattern() -> Vec<u8> {
+    (0..700_000_u32).map(|n| (n % 251) as u8 + 1).collect()
+}
+
+/// Writes at the end of a file, says so, and keeps it open: parts of pages, and pages, that are nowhere
+/// but in memory. In a process of its own, since to close a descriptor, as each new process does with
+/// those of its parent, is to write back.
+pub fn dirty(path: &str) -> ! {
+    let mut file = File::options().append(true).create(true).open(path).unwrap();
+    for chunk in pattern().chunks(70_001) {
+        file.write_all(chunk).unwrap();
+    }
+    suite::say("written");
+    std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+    std::process::exit(0)
+}
+
+/// What is done to a file that another process is writing to.
+#[derive(Clone, Copy, Debug)]
+enum Copying {
+    Cp(&'static str),
+    Seeking,
+}
+
 fn dirty_copies() {
+    const ALL: [(&str, Copying); 4] = [
+        ("auto", Copying::Cp("--sparse=auto")),
+        ("always", Copying::Cp("--sparse=always")),
+        ("never", Copying::Cp("--sparse=never")),
+        ("seeking", Copying::Seeking),
+    ];
     let stage = Stage::new(1);
-    let pattern: Vec<u8> = (0..700_000_u32).map(|n| (n % 251) as u8 + 1).collect();
-    write(&stage.lower("low"), &pattern);
+    for (name, _) in ALL {
+        write(&stage.lower(format!("low-{name}")), pattern());
+    }
     let union = stage.mount();
-    for name in ["low", "up"] {
-        let path = union.join(name);
-        let mut file = File::options().append(true).create(true).open(&path).unwrap();
-        // Parts of pages, and pages, that are nowhere but in memory while others copy the file.
-        for chunk in pattern.chunks(70_001) {
-            file.write_all(chunk).unwrap();
+    for (layer, times) in [("low", 2), ("up", 1)] {
+        for (name, copying) in ALL {
+            let path = union.join(format!("{layer}-{name}"));
+            let written = pattern().repeat(times);
+            let mut writer = suite::child("dirty", &[path.to_str().unwrap()]);
+            let mut word = [0; 8];
+            writer.stdout.as_mut().unwrap().read_exact(&mut word).unwrap();
+            match copying {
+                Copying::Cp(how) => {
+                    let copy = union.join(format!("{layer}-{name}-copy"));
+                    let cp = Command::new("cp").arg(how).args([&path, &copy]).status().unwrap();
+                    assert!(cp.success());
+                    assert!(fs::read(&copy).unwrap() == written, "{layer} by cp {how}");
+                }
+                Copying::Seeking => {
+                    let (reader, end) = (File::open(&path).unwrap(), written.len() as u64);
+                    for at in [1, end - 100_000] {
+                        let data = rustix::fs::seek(&reader, rustix::fs::SeekFrom::Data(at));
+                        assert_eq!(data, Ok(at), "{layer}");
+                        let hole = rustix::fs::seek(&reader, rustix::fs::SeekFrom::Hole(at));
+                        assert_eq!(hole, Ok(end), "{layer}");
+                    }
+                }
+            }
+            drop(writer.stdin.take());
+            assert!(writer.wait().unwrap().success());
+            assert!(fs::read(&path).unwrap() == written, "{layer} {name}");
         }
-        let written = fs::read(&path).unwrap();
-        assert_eq!(written.len() % pattern.len(), 0);
-        for (n, sparse) in ["auto", "always", "never"].into_iter().enumerate() {
-            let copy = union.join(format!("{name}-copy{n}"));
-            let cp = Command::new("cp")
-                .arg(format!("--sparse={sparse}"))
-                .args([&path, &copy])
-                .status()
-                .unwrap();
-            assert!(cp.success());
-            assert!(fs::read(&copy).unwrap() == written, "{name} by cp --sparse={sparse}");
-        }
-        let reader = File::open(&path).unwrap();
-        assert_eq!(rustix::fs::seek(&reader, rustix::fs::SeekFrom::Data(1)), Ok(1), "{name}");
-        assert_eq!(
-            rustix::fs::seek(&reader, rustix::fs::SeekFrom::Hole(1)),
-            Ok(written.len() as u64),
-            "{name}"
-        );
-        drop((file, reader));
-        assert!(fs::read(&path).unwrap() == written);
     }
     stage.survives(union);
 }

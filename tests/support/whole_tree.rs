@@ -22,6 +22,12 @@ pub fn lines(root: &Path) -> Vec<String> {
 /// The same of one path, without its name.
 #[track_caller]
 pub fn line(path: &Path) -> String {
+    line_with(path, |_| true)
+}
+
+/// The same with some of its xattrs.
+#[track_caller]
+pub fn line_with(path: &Path, counts: impl Fn(&str) -> bool) -> String {
     let meta = fs::symlink_metadata(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let kind = meta.file_type();
     let content = if kind.is_file() {
@@ -48,7 +54,7 @@ pub fn line(path: &Path) -> String {
         meta.gid(),
         meta.mtime(),
         meta.mtime_nsec(),
-        xattrs(path).join(" "),
+        xattrs(path).into_iter().filter(|xattr| counts(xattr)).collect::<Vec<_>>().join(" "),
     )
 }
 
