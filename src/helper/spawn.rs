@@ -24,7 +24,6 @@ pub(crate) struct Helper {
     /// None once it was waited for.
     child: Option<Child>,
     mount: MountIds,
-    features: Vec<(String, bool)>,
 }
 
 impl Helper {
@@ -50,12 +49,8 @@ impl Helper {
         let child = start.spawn().at("start as a helper the program", program)?;
         // Its copy of the other end: else its end would not be noticed.
         drop(start);
-        let mut helper = Helper {
-            socket,
-            child: Some(child),
-            mount: MountIds { id: 0, unique: None },
-            features: Vec::new(),
-        };
+        let mut helper =
+            Helper { socket, child: Some(child), mount: MountIds { id: 0, unique: None } };
         match helper.begin(view, target, lock) {
             Ok(()) => Ok(helper),
             Err(e) => {
@@ -78,7 +73,8 @@ impl Helper {
         }
         match hear(&self.socket)? {
             Some((Message::Ready { mount, features }, _)) => {
-                (self.mount, self.features) = (mount, features);
+                tracing::debug!(?features, ?target, "a helper has mounted");
+                self.mount = mount;
                 Ok(())
             }
             Some((Message::Failed { kind, text }, _)) => Err(Error::new(kind, text)),
@@ -93,11 +89,6 @@ impl Helper {
     /// Which mount it made.
     pub(crate) fn mount(&self) -> MountIds {
         self.mount
-    }
-
-    /// The features of the kernel that were asked for, and whether they were granted.
-    pub(crate) fn granted(&self) -> &[(String, bool)] {
-        &self.features
     }
 
     /// Becomes readable when the helper has ended: it says nothing unasked.
