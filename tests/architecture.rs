@@ -57,8 +57,9 @@ const ROOMS: &[(&str, &str)] = &[
     ("rusqlite", "store/metadata"),
 ];
 
-/// Where processes are started: helpers, and the program fusermount3. Tests may start others.
-const STARTERS: &[&str] = &["helper/spawn.rs", "sys/fuse.rs"];
+/// Where processes are started: helpers, the program fusermount3, and a program anew that goes to the
+/// background. Tests may start others.
+const STARTERS: &[&str] = &["helper/spawn.rs", "sys/fuse.rs", "bin/stratafs-fuse/main.rs"];
 
 const MAX_LINES: usize = 600;
 

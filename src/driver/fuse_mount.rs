@@ -18,7 +18,6 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::fuse::{Mounted, Session, SessionOptions, Transport, lock_work};
 use crate::idmap::{IdMap, Range};
 use crate::layer::LayerFormat;
-use crate::path::Name;
 use crate::sys::dir::Dir;
 use crate::sys::lock::Flock;
 use crate::sys::mount as sys;
