@@ -5,10 +5,14 @@
 
 mod apply_model;
 mod archive;
+#[cfg(feature = "fuse")]
+mod helper;
 mod record;
 
 pub use apply_model::apply_model;
 pub use archive::{marks, tar_apply, tar_entry};
+#[cfg(feature = "fuse")]
+pub use helper::helper_protocol;
 pub use record::record;
 
 use std::borrow::Cow;

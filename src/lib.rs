@@ -8,8 +8,8 @@
 //!   usage, walk, cleanup.
 //! - [`Mount`] is what must be mounted to see a snapshot, as plain data for whoever mounts, and
 //!   [`Guard`] a mount that this process made and that ends with it. A [`Driver`] makes mounts: of the
-//!   kernel's overlayfs, or of copies, which can also be used without any mount
-//!   ([`Store::activate_in_place`]).
+//!   kernel's overlayfs; of this crate's own union over FUSE, which ordinary users can have, too; or of
+//!   copies, which can also be used without any mount ([`Store::activate_in_place`]).
 //! - [`ImageLayout`] is a directory or tar file with OCI images: [`import_image`] takes them into a
 //!   store, [`save_image`] out of it.
 //!
@@ -59,6 +59,29 @@
 //! # Ok::<(), stratafs::Error>(())
 //! ```
 //!
+//! # A mount that outlives its process
+//!
+//! Mounts over FUSE are served by a process: this one, or a helper.
+//!
+//! ```no_run
+//! # #[cfg(feature = "fuse")]
+//! # fn main() -> Result<(), stratafs::Error> {
+//! # use std::path::Path;
+//! # use stratafs::{DriverChoice, FuseServer, MountOptions, Store, StoreOptions, helper};
+//! helper::run_if_requested(); // first in main
+//! let mut options = StoreOptions::new();
+//! options.driver = DriverChoice::Fuse;
+//! options.fuse_server = FuseServer::Helper(helper::HelperCommand::CurrentExe);
+//! let store = Store::open("/var/lib/stratafs", options)?;
+//! store.activate("container-1", Path::new("/mnt"), &MountOptions::default())?.leave()?;
+//! // ... and later, in any process:
+//! store.deactivate(Path::new("/mnt"))?;
+//! # Ok(())
+//! # }
+//! # #[cfg(not(feature = "fuse"))]
+//! # fn main() {}
+//! ```
+//!
 //! # An image in, an image out
 //!
 //! ```no_run
@@ -89,6 +112,7 @@
 //!
 //! | feature | default | |
 //! |---|---|---|
+//! | `fuse` | yes | the union over FUSE |
 //! | `zstd` | yes | layers compressed with zstd |
 //! | `bundled-sqlite` | yes | builds SQLite in; else the system's is linked |
 //! | `cli` | no | the program `stratafs` |

@@ -68,6 +68,12 @@ fn main() {
             .with_kind(reason)
             .with_ignored_flag(!root),
     );
+    let reason = no_fuse().unwrap_or_default();
+    trials.push(
+        trial("mounts_over_fuse_outlive_the_command", mounts_over_fuse)
+            .with_kind(reason)
+            .with_ignored_flag(!reason.is_empty()),
+    );
     let reason = if root { "not for root" } else { "" };
     trials.push(
         trial("a_mount_without_the_right_is_exit_code_7", a_mount_without_the_right)
@@ -1045,10 +1051,69 @@ fn a_mount_without_the_right() {
     fixture.run_with_input(&["apply", "base"], &base()).ok();
     fixture.ok(&["prepare", "a", "base"]);
     fs::create_dir(fixture.path("mnt")).unwrap();
-    for driver in ["auto", "copy"] {
-        let run = fixture.run(&["--driver", driver, "mount", "a", "mnt"]);
-        run.fails(7, &["stratafs mount KEY", "in place"]);
+    let run = fixture.run(&["--driver", "copy", "mount", "a", "mnt"]);
+    run.fails(7, &["stratafs mount KEY", "in place"]);
+    fixture.run(&["--driver", "overlay", "mount", "a", "mnt"]).fails(7, &["CAP_SYS_ADMIN"]);
+    let run = fixture.run(&["--driver", "auto", "mount", "a", "mnt"]);
+    match no_fuse() {
+        Some(_) => run.fails(7, &["stratafs mount KEY", "in place"]),
+        None => {
+            run.ok();
+            fixture.ok(&["umount", "mnt"]);
+        }
     }
+    fixture.is_clean();
+}
+
+/// Why nothing can be mounted over FUSE, if it cannot.
+fn no_fuse() -> Option<&'static str> {
+    let root = rustix::process::geteuid().is_root();
+    if !Path::new("/dev/fuse").exists() {
+        return Some("needs /dev/fuse");
+    }
+    let missing = std::process::Command::new("fusermount3").arg("--version").output().is_err();
+    (!root && missing).then_some("needs root, or fusermount3")
+}
+
+fn mounts_over_fuse() {
+    let fixture = Fixture::new();
+    fixture.run_with_input(&["apply", "base"], &base()).ok();
+    fixture.ok(&["prepare", "a", "base"]);
+    fs::create_dir(fixture.path("mnt")).unwrap();
+    let mount = ["--driver", "fuse", "mount", "a", "mnt"];
+    fixture.ok(&mount);
+    fixture.run(&mount).fails(6, &["\"a\""]);
+    fs::write(fixture.path("mnt/new"), "x").unwrap();
+    fixture.ok(&["umount", "mnt"]);
+    assert!(!fixture.path("mnt/new").exists());
+    assert!(fixture.ok(&["diff", "a"]).contains("A /new\n"));
+    // The server of this mount, and of no other.
+    fixture.ok(&mount);
+    let root = fixture.path("").canonicalize().unwrap();
+    let mut killed = 0;
+    for process in fs::read_dir("/proc").unwrap().flatten() {
+        let name = fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let Ok(open) = fs::read_dir(process.path().join("fd")) else { continue };
+        let mut open = open.flatten().filter_map(|fd| fs::read_link(fd.path()).ok());
+        if name.starts_with(b"stratafs-helper\0") && open.any(|file| file.starts_with(&root)) {
+            let pid = process.file_name().to_str().unwrap().parse().unwrap();
+            let pid = rustix::process::Pid::from_raw(pid).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+            // Its descriptors are closed before its end.
+            while fs::read_dir(process.path().join("fd")).is_ok_and(|open| open.count() > 0) {
+                std::thread::yield_now();
+            }
+            killed += 1;
+        }
+    }
+    assert_eq!(killed, 1);
+    assert!(fs::read_dir(fixture.path("mnt")).is_err());
+    let again = fixture.run(&mount);
+    assert_eq!(again.code, Some(0), "{}", again.err);
+    assert!(again.err.contains("has died"), "{}", again.err);
+    assert!(fixture.path("mnt/new").exists());
+    fixture.ok(&["umount", "mnt"]);
+    assert!(!fixture.path("mnt/new").exists());
     fixture.is_clean();
 }
 

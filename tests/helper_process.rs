@@ -121,10 +121,19 @@ impl Stage {
         found
     }
 
-    fn kill_helper(&self) {
+    fn kill_helper(&self) -> Pid {
         let helpers = self.helpers();
         assert_eq!(helpers.len(), 1);
         kill_process(helpers[0], Signal::KILL).unwrap();
+        helpers[0]
+    }
+
+    /// Kills the helper of a mount that was left, and waits until nothing is left of it.
+    fn kill_helper_of_a_left_mount(&self) {
+        let pid = self.kill_helper().as_raw_nonzero();
+        while Path::new(&format!("/proc/{pid}")).exists() {
+            std::thread::yield_now();
+        }
     }
 }
 
@@ -138,13 +147,6 @@ fn until_end(guard: &Guard) {
     let server = guard.server().unwrap();
     let mut fds = [PollFd::new(&server, PollFlags::IN)];
     poll(&mut fds, None).unwrap();
-}
-
-/// Waits until the mount does not answer any more.
-fn until_dead(target: &Path) {
-    while fs::metadata(target.join("none")).is_err_and(|e| e.raw_os_error() != Some(107)) {
-        std::thread::yield_now();
-    }
 }
 
 /// As a child: mounts, says so, and waits to be killed.
@@ -262,13 +264,13 @@ fn helper_killed() {
     stage.kill_helper();
     until_end(&guard);
     refused(guard.leave(), ErrorKind::FailedPrecondition, "has died");
+    assert!(!stage.is_mounted());
 }
 
 fn dead_at_open() {
     let stage = Stage::new();
     stage.mount("a").leave().unwrap();
-    stage.kill_helper();
-    until_dead(&stage.target());
+    stage.kill_helper_of_a_left_mount();
     assert!(stage.is_mounted());
     let other = open(stage.tmp.path(), helped());
     assert!(!stage.is_mounted());
@@ -276,8 +278,7 @@ fn dead_at_open() {
     // Or by who has it open.
     stage.store.prepare("a", Some("base"), Labels::new()).unwrap();
     stage.mount("a").leave().unwrap();
-    stage.kill_helper();
-    until_dead(&stage.target());
+    stage.kill_helper_of_a_left_mount();
     stage.store.gc(&mut ignore_progress).unwrap();
     assert!(!stage.is_mounted());
 }
@@ -285,15 +286,8 @@ fn dead_at_open() {
 fn dead_at_activation() {
     let stage = Stage::new();
     stage.mount("a").leave().unwrap();
-    stage.kill_helper();
-    until_dead(&stage.target());
-    let mut guard = loop {
-        // Its lock goes with the last of what the kernel cleans up.
-        match stage.store.activate("a", &stage.target(), &MountOptions::default()) {
-            Err(e) if e.kind() == ErrorKind::Busy => std::thread::yield_now(),
-            guard => break guard.unwrap(),
-        }
-    };
+    stage.kill_helper_of_a_left_mount();
+    let mut guard = stage.mount("a");
     assert_eq!(fs::read(stage.target().join("below")).unwrap(), b"below");
     guard.unmount().unwrap();
     assert!(!stage.is_mounted(), "one was taken away, and one unmounted");

@@ -15,12 +15,11 @@ use super::target::Target;
 use super::union::find_transport;
 use super::{Restrictions, UpperDir, own_work};
 use crate::error::{Error, ErrorKind, IoContext, Result};
-use crate::fuse::{Mounted, Session, SessionOptions, Transport};
+use crate::fuse::{Mounted, Session, SessionOptions, Transport, lock_work};
 use crate::idmap::{IdMap, Range};
 use crate::layer::LayerFormat;
-use crate::path::Name;
 use crate::sys::dir::Dir;
-use crate::sys::lock::{Flock, Sharing, try_lock};
+use crate::sys::lock::Flock;
 use crate::sys::mount as sys;
 use crate::sys::mountinfo;
 use crate::union::{Lower, SyncPolicy, Union, UnionOptions, UnionSpec, Upper};
@@ -301,16 +300,8 @@ fn open_work(paths: &UpperDir, upper: &Dir) -> Result<(Dir, Flock)> {
         made => made.at("make in the work directory", &paths.work)?,
     }
     let own = work.open_dir(&own).at("open the union's own directory in", &paths.work)?;
-    let name = Name::new("lock")?;
-    let file = own.open_or_create(&name, 0o600).at("make the lock in", &paths.work)?;
-    match try_lock(file.into(), Sharing::Exclusive).at("lock", &paths.work)? {
-        Ok(lock) => Ok((own, lock)),
-        Err(_) => Err(Error::new(
-            ErrorKind::Busy,
-            "another mount that is served writes to this upper; unmount that first:",
-        )
-        .with_path(&paths.dir)),
-    }
+    let lock = lock_work(&own, &paths.dir)?;
+    Ok((own, lock))
 }
 
 /// For the program `stratafs-fuse`: takes leave of the terminal and the standard streams.

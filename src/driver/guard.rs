@@ -395,8 +395,11 @@ pub(super) fn unmount(point: &MountPoint, how: Unmount) -> Result<()> {
 }
 
 fn is_fuse(point: &MountPoint) -> bool {
-    let name = point.open_topmost().and_then(fs_features::file_system_name);
-    name.is_ok_and(|name| name == "fuse")
+    match point.open_topmost().and_then(fs_features::file_system_name) {
+        Ok(name) => name == "fuse",
+        // Its server has died.
+        Err(e) => e.kind() == std::io::ErrorKind::NotConnected,
+    }
 }
 
 #[cfg(test)]

@@ -11,4 +11,4 @@ mod session;
 mod view;
 
 pub(crate) use session::{Mounted, Session, SessionOptions, Transport};
-pub(crate) use view::{View, ViewUpper};
+pub(crate) use view::{View, ViewUpper, lock_work};

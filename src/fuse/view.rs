@@ -11,6 +11,7 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::LayerFormat;
 use crate::path::Name;
 use crate::sys::dir::Dir;
+use crate::sys::lock::{Flock, Sharing, try_lock};
 use crate::sys::mount::Attributes;
 use crate::sys::mountinfo;
 use crate::union::{Lower, SyncPolicy, Union, UnionOptions, UnionSpec, Upper};
@@ -45,8 +46,8 @@ impl View {
     /// What the union is made of.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidArgument`] if the work directory is on another mount than the upper; those
-    /// of opening the directories.
+    /// [`ErrorKind::InvalidArgument`] if the work directory is on another mount than the upper;
+    /// [`ErrorKind::Busy`] if another union uses it; those of opening the directories.
     pub(crate) fn spec(&self) -> Result<UnionSpec> {
         let open = |path: &PathBuf| Dir::open(path).at("open layer", path);
         let mut lowers = Vec::with_capacity(self.lowers.len());
@@ -57,13 +58,9 @@ impl View {
             None => None,
             Some(upper) => {
                 let dir = open(&upper.dir)?;
-                Some(Upper {
-                    work: own_work(upper, &dir)?,
-                    dir: Arc::new(dir),
-                    format: self.format,
-                    // Whoever mounts it holds the snapshot.
-                    lock: None,
-                })
+                let work = own_work(upper, &dir)?;
+                let lock = Some(lock_work(&work, &upper.dir)?);
+                Some(Upper { dir: Arc::new(dir), format: self.format, work, lock })
             }
         };
         let sync = if self.volatile { SyncPolicy::Volatile } else { SyncPolicy::Strict };
@@ -120,4 +117,21 @@ fn own_work(upper: &ViewUpper, dir: &Dir) -> Result<Dir> {
         made => made.at("make in the work directory", own)?,
     }
     work.open_dir(own).at("open in the work directory", own)
+}
+
+/// Locks the union's own directory for one union, for as long as that may write to the upper.
+///
+/// # Errors
+/// [`ErrorKind::Busy`] if another union has it.
+pub(crate) fn lock_work(own: &Dir, upper: &Path) -> Result<Flock> {
+    let name = Name::new("lock")?;
+    let file = own.open_or_create(&name, 0o600).at("make the lock for", upper)?;
+    match try_lock(file.into(), Sharing::Exclusive).at("lock", upper)? {
+        Ok(lock) => Ok(lock),
+        Err(_) => Err(Error::new(
+            ErrorKind::Busy,
+            "another mount that is served writes to this upper; unmount that first:",
+        )
+        .with_path(upper)),
+    }
 }

@@ -1,7 +1,7 @@
 //! Helper processes: one serves one mount, and outlives the process that started it.
 //!
 //! A mount over FUSE lives as long as the process that serves it. A helper is that process: it is started
-//! with a socket as its standard input, told what to mount ([`protocol`]), and serves it until it is
+//! with a socket as its standard input, told what to mount (`protocol`), and serves it until it is
 //! unmounted. It leaves the session and the working directory of its starter, and when that one is gone it
 //! goes on serving.
 //!

@@ -73,7 +73,7 @@ impl Helper {
         }
         match hear(&self.socket)? {
             Some((Message::Ready { mount, features }, _)) => {
-                tracing::debug!(?features, "asked of the kernel");
+                tracing::debug!(?features, ?target, "a helper has mounted");
                 self.mount = mount;
                 Ok(())
             }

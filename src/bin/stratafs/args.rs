@@ -187,7 +187,8 @@ pub(crate) enum Command {
 
     /// Mount an active snapshot or view on a directory, until `umount`
     ///
-    /// Mounting takes root, or a user and mount namespace of one's own (`unshare -Urm`). Without a
+    /// Mounting overlayfs takes root, or a user and mount namespace of one's own (`unshare -Urm`); over FUSE
+    /// it takes the program fusermount3 alone, and a process serves the mount until `umount`. Without a
     /// directory no right is needed: the snapshot is copied to a plain directory, which is printed, and
     /// is to be used there until `umount` of that directory. Edits in it count as in any mount.
     #[command(after_help = "Examples:

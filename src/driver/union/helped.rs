@@ -90,14 +90,18 @@ impl ActiveMount for Helped {
     }
 
     fn leave(self: Box<Self>) -> Result<MountIdentity> {
-        match self.is_dead()? {
-            true => Err(Error::new(
-                ErrorKind::FailedPrecondition,
-                "the process that served the mount has died: unmount it, and activate it again: it is on",
-            )
-            .with_path(self.point.path())),
-            false => Ok(self.identity),
+        if !self.is_dead()? {
+            return Ok(self.identity);
         }
+        if let Err(e) = guard::unmount(&self.point, Unmount::Detach) {
+            tracing::error!("a mount whose server has died stays: {e}");
+        }
+        Err(Error::new(
+            ErrorKind::FailedPrecondition,
+            "the process that served the mount has died, and the mount was taken away: activate it \
+             again: it was on",
+        )
+        .with_path(self.point.path()))
     }
 
     fn server(&self) -> Option<BorrowedFd<'_>> {

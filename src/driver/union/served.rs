@@ -103,6 +103,8 @@ impl ActiveMount for Served {
             if let Err(e) = session.wait() {
                 tracing::error!("a mount did not end well: {e}");
             }
+            // It has a lock, too, which whoever gets the other will want.
+            drop(session);
             drop(held);
         };
         if has_ended {

@@ -70,6 +70,7 @@ fn deletions_last(driver: &FuseDriver, room: &Room, format: LayerFormat) -> Resu
     };
     let edited = edit();
     served.unmount(Unmount::WhenIdle)?;
+    drop(served);
     edited?;
     let mut served = driver.serve(&stage.request(true), Target::open(&target)?)?;
     let shown = stage.shows(false);
