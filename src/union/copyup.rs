@@ -51,7 +51,7 @@ impl Union {
     /// EROFS without an upper; otherwise those of copying: then nothing has changed.
     pub(super) fn copy_up(&self, node: &Arc<Node>, data: Data) -> io::Result<()> {
         if node.state.lock().is_upper() {
-            return Ok(());
+            return self.place_names(node);
         }
         let upper = self.writable()?;
         if node.is_dir() {
@@ -80,7 +80,42 @@ impl Union {
         if made.is_err() {
             upper.work.discard(&temp);
         }
-        made
+        made?;
+        self.place_names(node)
+    }
+
+    /// Gives the copy of a file with several names in a lower layer all those of its names that are known:
+    /// by any of them it may have been changed, and any may be removed.
+    pub(super) fn place_names(&self, node: &Arc<Node>) -> io::Result<()> {
+        if !node.unplaced.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let (links, linked) = {
+            let state = node.state.lock();
+            (state.links.clone(), matches!(state.place, Place::Linked(_)))
+        };
+        let upper = self.writable()?;
+        node.unplaced.store(false, Ordering::Relaxed);
+        let place = || -> io::Result<()> {
+            for (above, name) in &links {
+                self.copy_up_dirs(upper, above)?;
+                let dir = self.upper_dir(above)?;
+                let state = node.state.lock();
+                let Place::Linked(kept) = &state.place else { break };
+                if !state.has_link(above, name) || dir.try_stat_at(name)?.is_some() {
+                    continue;
+                }
+                let before = dir.stat()?;
+                upper.work.links().hard_link(kept, &dir, name)?;
+                crate::sys::dir::set_times(&*dir, before.atime, before.mtime)?;
+            }
+            Ok(())
+        };
+        let placed = if linked { place() } else { Ok(()) };
+        if placed.is_err() {
+            node.unplaced.store(true, Ordering::Relaxed);
+        }
+        placed
     }
 
     fn source<'a>(&self, place: &'a LowerPlace, dir: &'a Dir) -> io::Result<Source<'a>> {
@@ -208,6 +243,7 @@ impl Union {
         let published = self.publish_at_its_name(upper, node, temp, |state| {
             if linked {
                 state.place = Place::Linked(temp.clone());
+                node.unplaced.store(state.links.len() > 1, Ordering::Relaxed);
             }
             let names = source.stat.nlink.saturating_sub(state.unlinked);
             if linked {

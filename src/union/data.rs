@@ -127,6 +127,7 @@ impl Union {
         loop {
             let open = self.data(node)?;
             if open.writable {
+                self.place_names(node)?;
                 return Ok(open);
             }
             self.writable()?;

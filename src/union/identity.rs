@@ -154,6 +154,7 @@ impl Union {
         };
         for (index, id) in ids.iter().enumerate() {
             let node = Node::new(&self.table, *id, new(&found));
+            node.unplaced.store(found.upper.is_none() && linked.is_some(), Ordering::Relaxed);
             match self.table.insert(&node) {
                 Ok(()) => {
                     if index == noted {
@@ -220,6 +221,9 @@ impl Union {
             return;
         }
         state.add_link(parent, &found.name);
+        if found.upper.is_none() {
+            node.unplaced.store(true, Ordering::Relaxed);
+        }
         let unpinned = match state.place {
             Place::Pinned(_) if found.upper.is_some() => {
                 Some(std::mem::replace(&mut state.place, Place::Upper))

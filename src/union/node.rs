@@ -111,6 +111,9 @@ pub(crate) struct Node {
     /// Whether its modification time was set by a call. Held while that is done, and while something is
     /// written that must not change it.
     pub(super) time_is_set: Mutex<bool>,
+    /// Whether it may have names that the union shows, and that its copy in the upper has not: of a file
+    /// with several names in a lower layer.
+    pub(super) unplaced: AtomicBool,
     /// Held by who changes the names in this directory.
     pub(super) names: Mutex<()>,
     /// Held by who copies it up.
@@ -143,6 +146,7 @@ impl Node {
             table: Arc::clone(table),
             cached: AtomicBool::new(false),
             time_is_set: Mutex::new(false),
+            unplaced: AtomicBool::new(false),
             names: Mutex::new(()),
             copying: Mutex::new(()),
             state: Mutex::new(State {

@@ -38,6 +38,10 @@ impl Union {
             return Err(Code::IsDirectory.into());
         }
         let victim = self.victim(parent, &found)?;
+        if let Some(node) = &victim.node {
+            // Else this could be the only name of what was written through another.
+            self.place_names(node)?;
+        }
         let whiteout = self.shown_below(&view, name)?.is_some();
         if whiteout {
             self.copy_up_dirs(upper, parent)?;

@@ -87,6 +87,9 @@ impl Union {
         }
         // What takes long comes before anything is locked.
         self.copy_up(&node, Data::All)?;
+        if let Some(target) = &target {
+            self.place_names(target)?;
+        }
         if let (Some(target), RenameMode::Exchange) = (&target, mode) {
             self.copy_up(target, Data::All)?;
         }

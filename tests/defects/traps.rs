@@ -181,11 +181,15 @@ fn compare_deeds(modes: &[u32]) -> Vec<String> {
 
 fn strangers() {
     let stage = Stage::new(1);
+    let make = |path: &Path| {
+        write(path, "a program");
+        mode(path, 0o6755);
+        calls::set_xattr(path, "security.capability", &calls::capability()).unwrap();
+    };
+    make(&stage.lower("low"));
     let union = stage.mount();
-    for (name, path) in [("low", stage.lower("low")), ("up", union.join("up"))] {
-        write(&path, "a program");
-        mode(&path, 0o6755);
-        calls::set_xattr(&path, "security.capability", &calls::capability()).unwrap();
+    make(&union.join("up"));
+    for name in ["low", "up"] {
         let path = union.join(name);
         calls::as_user(1000, 1000, || {
             // A call that changes nothing, but clears what an owner's change of owner clears.

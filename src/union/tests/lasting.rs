@@ -222,3 +222,25 @@ fn what_was_held_back_is_written_at_the_time_that_was_set() {
     u.write(&a, 2, b"z", None, false).unwrap();
     assert!(modified() > 1_000_000_000, "what is written now");
 }
+
+#[test]
+fn what_was_written_through_one_hard_link_survives_the_others() {
+    for (written, removed) in [("x", "y"), ("y", "x"), ("x", "x")] {
+        for format in FORMATS {
+            let f = Fixture::new(format);
+            f.file("bottom/d/x");
+            fs::hard_link(f.path("bottom/d/x"), f.path("bottom/d/y")).unwrap();
+            let u = f.open();
+            let nodes = ["d/x", "d/y"].map(|path| u.walk(path).unwrap());
+            assert_eq!(nodes[0].id, nodes[1].id);
+            u.write(&u.walk(&format!("d/{written}")).unwrap(), 0, b"BOTTOM", None, false).unwrap();
+            u.rm(&format!("d/{removed}")).unwrap();
+            u.close().unwrap();
+            drop((u, nodes));
+            let u = f.open();
+            let left = if removed == "x" { "y" } else { "x" };
+            assert_eq!(u.text(&format!("d/{left}")).unwrap(), "BOTTOM/d/x", "{written} {removed}");
+            assert_eq!(u.attr(&u.walk(&format!("d/{left}")).unwrap()).unwrap().nlink, 1);
+        }
+    }
+}
