@@ -115,7 +115,7 @@
 //! | `fuse` | yes | the union over FUSE |
 //! | `zstd` | yes | layers compressed with zstd |
 //! | `bundled-sqlite` | yes | builds SQLite in; else the system's is linked |
-//! | `cli` | no | the program `stratafs` |
+//! | `cli` | no | the programs `stratafs` and, with `fuse`, `stratafs-fuse` |
 #![deny(unsafe_code)]
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![deny(clippy::undocumented_unsafe_blocks)]

@@ -36,20 +36,3 @@ pub(crate) fn find(format: Option<LayerFormat>, dir: &Dir, name: &Name) -> io::R
         },
     })
 }
-
-/// As [`find`], in a layer that is not the topmost writable one: there an overlay's whiteout may also be an
-/// empty file with an xattr, in a directory that says so. The kernel writes such into layers that are
-/// themselves in an overlay, where no device 0:0 can be.
-///
-/// Source: the kernel's `Documentation/filesystems/overlayfs.rst`, "Nesting overlayfs mounts".
-pub(crate) fn find_in_lower(format: LayerFormat, dir: &Dir, name: &Name) -> io::Result<Found> {
-    let found = find(Some(format), dir, name)?;
-    if let Found::Entry { stat, .. } = &found
-        && marks::may_be_xattr_whiteout(stat)
-        && marks::is_xattr_whiteout(format, dir, name)?
-        && marks::has_xattr_whiteouts(format, dir)?
-    {
-        return Ok(Found::Whiteout);
-    }
-    Ok(found)
-}

@@ -127,27 +127,6 @@ pub(crate) fn is_opaque(format: LayerFormat, dir: &Dir) -> io::Result<bool> {
     }
 }
 
-/// Whether a file may be a whiteout by an xattr: those are empty.
-pub(crate) fn may_be_xattr_whiteout(stat: &Stat) -> bool {
-    stat.is_file() && stat.size == 0
-}
-
-/// Whether an entry has the xattr of a whiteout. It counts only where [`has_xattr_whiteouts`].
-pub(crate) fn is_xattr_whiteout(format: LayerFormat, dir: &Dir, name: &Name) -> io::Result<bool> {
-    match xattr_key(format, "whiteout") {
-        Some(key) => Ok(xattr::get(Of::Child(dir, name), key.as_bytes())?.is_some()),
-        None => Ok(false),
-    }
-}
-
-/// Whether a lower layer's directory says that there may be whiteouts by xattrs in it.
-pub(crate) fn has_xattr_whiteouts(format: LayerFormat, dir: &Dir) -> io::Result<bool> {
-    match xattr_key(format, "opaque") {
-        Some(key) => Ok(xattr::get(Of::dir(dir), key.as_bytes())?.as_deref() == Some(b"x")),
-        None => Ok(false),
-    }
-}
-
 /// Makes a directory opaque.
 pub(crate) fn make_opaque(format: LayerFormat, dir: &Dir) -> io::Result<()> {
     match xattr_key(format, "opaque") {

@@ -9,6 +9,8 @@ pub(crate) mod marks;
 pub(crate) mod stack;
 pub(crate) mod usage;
 pub(crate) mod walk;
+#[cfg(feature = "fuse")]
+pub(crate) mod xattr_whiteout;
 
 pub use foreign::ForeignFormat;
 pub use format::LayerFormat;

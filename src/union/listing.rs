@@ -16,6 +16,7 @@ use super::lookup::View;
 use super::node::Node;
 use crate::layer::LayerFormat;
 use crate::layer::marks::{self, Mark};
+use crate::layer::xattr_whiteout;
 use crate::path::Name;
 use crate::sys::dir::Dir;
 use crate::sys::errno::Code;
@@ -195,7 +196,7 @@ impl Union {
         }
         for part in view.lowers.iter() {
             let (format, dir) = (self.lower(part.layer)?.format, self.lower_dir(part)?);
-            let by_xattr = marks::has_xattr_whiteouts(format, &dir)?;
+            let by_xattr = xattr_whiteout::may_hold(format, &dir)?;
             merged.add(format, &dir, by_xattr)?;
         }
         Ok(merged.names)
@@ -229,8 +230,8 @@ impl Merged {
                 }
             }
             if by_xattr
-                && dir.try_stat_at(&name)?.is_some_and(|stat| marks::may_be_xattr_whiteout(&stat))
-                && marks::is_xattr_whiteout(format, dir, &name)?
+                && let Some(stat) = dir.try_stat_at(&name)?
+                && xattr_whiteout::is_whiteout(format, dir, &name, &stat)?
             {
                 hidden.push(name);
                 continue;

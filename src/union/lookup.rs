@@ -12,6 +12,7 @@ use super::node::{LowerPlace, Node, Part, State};
 use crate::layer::LayerFormat;
 use crate::layer::entry::{self, Found as Says};
 use crate::layer::marks::{self, Redirect};
+use crate::layer::xattr_whiteout;
 use crate::path::{Name, RelPath};
 use crate::sys::dir::Dir;
 use crate::sys::errno::Code;
@@ -199,7 +200,7 @@ impl Union {
         for (index, part) in parts.iter().enumerate() {
             let format = self.lower(part.layer)?.format;
             let dir = self.lower_dir(part)?;
-            let (stat, ends) = match entry::find_in_lower(format, &dir, &wanted)? {
+            let (stat, ends) = match xattr_whiteout::find(format, &dir, &wanted)? {
                 Says::Nothing => continue,
                 Says::Whiteout => break,
                 Says::Entry { stat, .. } if !stat.is_dir() => {
@@ -249,7 +250,7 @@ impl Union {
     pub(super) fn shown_below(&self, view: &View, name: &Name) -> io::Result<Option<Stat>> {
         for part in view.lowers.iter() {
             let format = self.lower(part.layer)?.format;
-            match entry::find_in_lower(format, &*self.lower_dir(part)?, name)? {
+            match xattr_whiteout::find(format, &*self.lower_dir(part)?, name)? {
                 Says::Nothing => {}
                 Says::Whiteout => return Ok(None),
                 Says::Entry { stat, .. } => return Ok(Some(stat)),
