@@ -412,7 +412,7 @@ mod tests {
             lines.push(format!("{name} on {:?}: {:?}", info.parent, info.usage));
             describe(&store.layer_paths(name).unwrap()[0], &mut lines);
         }
-        assert!(store.check(&mut ignore_progress).unwrap().problems.is_empty());
+        assert_eq!(store.check(&mut ignore_progress).unwrap().problems, []);
         let root = tmp.path().to_str().unwrap();
         lines.iter().map(|line| line.replace(root, "")).collect()
     }
