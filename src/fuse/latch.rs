@@ -6,10 +6,10 @@
 
 use std::ffi::OsStr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::UNIX_EPOCH;
 
-use fuser::{FileAttr, FileType, INodeNo};
+use fuser::{FileAttr, INodeNo};
 
+use super::convert::no_attr;
 use crate::sys::fuse::user_and_group;
 
 /// No node has this number.
@@ -50,22 +50,6 @@ impl Latch {
     /// It belongs to whoever mounts: of others' files the kernel would ask for access lists, too.
     pub(super) fn attr() -> FileAttr {
         let (uid, gid) = user_and_group();
-        FileAttr {
-            ino: NUMBER,
-            size: 0,
-            blocks: 0,
-            atime: UNIX_EPOCH,
-            mtime: UNIX_EPOCH,
-            ctime: UNIX_EPOCH,
-            crtime: UNIX_EPOCH,
-            kind: FileType::RegularFile,
-            perm: 0o444,
-            nlink: 1,
-            uid,
-            gid,
-            rdev: 0,
-            blksize: 4096,
-            flags: 0,
-        }
+        FileAttr { ino: NUMBER, perm: 0o444, nlink: 1, uid, gid, blksize: 4096, ..no_attr() }
     }
 }

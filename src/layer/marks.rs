@@ -211,6 +211,15 @@ pub(crate) fn refers_below(format: LayerFormat, of: Of<'_>) -> io::Result<bool> 
     }))
 }
 
+/// Whether a file's data are in a lower layer, as overlayfs leaves it under `metacopy`.
+#[cfg(feature = "fuse")]
+pub(crate) fn has_data_below(format: LayerFormat, of: Of<'_>) -> io::Result<bool> {
+    match xattr_key(format, "metacopy") {
+        Some(key) => Ok(xattr::get(of, key.as_bytes())?.is_some()),
+        None => Ok(false),
+    }
+}
+
 /// Whether an xattr belongs to a union file system, of whatever format or implementation: such are
 /// never taken from an archive nor put into one.
 pub(crate) fn is_union_xattr(key: &[u8]) -> bool {

@@ -4,19 +4,22 @@
 //! looked for. What was found so holds only if the node's version is still the same when its state is
 //! locked again; else it is done once more.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Union;
 use super::descriptors::{DirKey, OpenFile};
 use super::node::{Node, Part, Place, State};
-use crate::layer::LayerFormat;
+use crate::layer::{LayerFormat, marks};
 use crate::path::RelPath;
 use crate::sys::dir::Dir;
 use crate::sys::errno::Code;
 use crate::sys::file::{self, Access};
 use crate::sys::resolve::open_beneath;
+use crate::sys::xattr::Of;
 
 impl Union {
     /// The upper's part of a directory that has one.
@@ -103,7 +106,6 @@ impl Union {
         node: &Arc<Node>,
         mut with: impl FnMut(file::Place<'_>, Option<LayerFormat>, &State) -> io::Result<R>,
     ) -> io::Result<R> {
-        use std::os::fd::AsFd;
         if node.is_dir() {
             let (dir, format) = self.own_dir(node)?;
             let state = node.state.lock();
@@ -154,10 +156,11 @@ impl Union {
             return Ok(file);
         }
         self.table.descriptors.opening(|| {
-            self.at(node, |place, _, state| {
+            self.at(node, |place, format, state| {
                 let writable = state.is_upper();
                 let access = if writable { Access::ReadWrite } else { Access::Read };
-                let file = Arc::new(OpenFile { file: place.open_data(access)?, writable });
+                let file = open_whole(place, format, access)?;
+                let file = Arc::new(OpenFile { file, writable });
                 // Under the lock, lest a copy-up comes between.
                 node.cached.store(true, Ordering::Relaxed);
                 self.table.descriptors.keep_file(node.generation, &file);
@@ -165,4 +168,25 @@ impl Union {
             })
         })
     }
+}
+
+/// Opens a file's data.
+///
+/// # Errors
+/// EIO if they are somewhere else: better than to show zeros.
+pub(super) fn open_whole(
+    place: file::Place<'_>,
+    format: Option<LayerFormat>,
+    access: Access,
+) -> io::Result<File> {
+    let file = place.open_data(access)?;
+    if let Some(format) = format
+        && marks::has_data_below(format, Of::Fd(file.as_fd()))?
+    {
+        tracing::error!(
+            "a file has its data in a lower layer (metacopy), and cannot be read: settle it"
+        );
+        return Err(Code::Io.into());
+    }
+    Ok(file)
 }

@@ -15,6 +15,7 @@ use std::sync::atomic::Ordering;
 
 use super::Union;
 use super::UpperBranch;
+use super::backing::open_whole;
 use super::links::Linked;
 use super::node::{LowerPlace, Node, Place, Real};
 use super::spec::SyncPolicy;
@@ -167,7 +168,8 @@ impl Union {
         if size == 0 {
             return Ok(());
         }
-        let from = file::Place::Child(source.dir, source.name).open_data(Access::Read)?;
+        let place = file::Place::Child(source.dir, source.name);
+        let from = open_whole(place, Some(source.format), Access::Read)?;
         let mut copier = self.copiers.lock().pop().unwrap_or_default();
         let copied = copier.copy(&from, source.stat.dev, size, to, &mut |_| {
             #[cfg(test)]

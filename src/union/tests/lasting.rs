@@ -244,3 +244,23 @@ fn what_was_written_through_one_hard_link_survives_the_others() {
         }
     }
 }
+
+#[test]
+fn a_file_without_its_data_is_no_file_of_zeros() {
+    use crate::sys::xattr::{self, Of};
+    let f = Fixture::new(LayerFormat::OverlayUser);
+    f.file("top/a");
+    let top = Dir::open(f.path("top")).unwrap();
+    xattr::set(Of::Child(&top, &name("a")), b"user.overlay.metacopy", b"").unwrap();
+    let u = f.open();
+    let a = u.walk("a").unwrap();
+    for e in [u.read(&a, 0, 1).unwrap_err(), u.write(&a, 0, b"x", None, false).unwrap_err()] {
+        assert_eq!(e.raw_os_error(), Some(5), "EIO");
+    }
+    u.rm("a").unwrap();
+    // For others it is an attribute like any other.
+    let f = Fixture { format: LayerFormat::Aufs, ..f };
+    fs::remove_dir_all(f.path("upper")).unwrap();
+    fs::create_dir(f.path("upper")).unwrap();
+    assert_eq!(f.open().text("a").unwrap(), "top/a");
+}
