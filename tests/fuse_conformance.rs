@@ -205,8 +205,9 @@ fn exercise(mut stage: Stage, run: Run) {
     let operations = if std::env::var_os("STRATAFS_FULL").is_some() { full } else { 20_000 };
     let weight = |used: bool| if used { 10 } else { 0 };
     let (map, resize) = (weight(mapped), weight(!fixed));
+    // Of no bytes, posix_fallocate is refused everywhere, which fsx takes for a lack of it.
     let configuration = format!(
-        "flen = {LENGTH}\nblockmode = {fixed}\n[opsize]\nmax = 65536\n[weights]\n\
+        "flen = {LENGTH}\nblockmode = {fixed}\n[opsize]\nmin = 1\nmax = 65536\n[weights]\n\
          close_open = {resize}\nread = 10\nwrite = 10\nmapread = {map}\nmapwrite = {map}\n\
          invalidate = {map}\ntruncate = {resize}\nfsync = 1\nfdatasync = 1\n\
          posix_fallocate = {resize}\npunch_hole = 5\nsendfile = 5\nposix_fadvise = 5\n\

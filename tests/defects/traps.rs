@@ -199,7 +199,8 @@ fn strangers() {
         });
         for _ in 0..2 {
             assert_eq!(calls::mode_of(&path), 0o6755, "{name}");
-            assert!(calls::has_xattr(&path, "security.capability"), "{name}");
+            let capable = calls::has_xattr(&path, "security.capability");
+            assert!(capable, "{name} has lost its capability");
             union.forget();
         }
     }
@@ -497,6 +498,7 @@ fn read_only() {
 
 fn times_after_writes() {
     let stage = Stage::new(1);
+    // To copy these takes longer than the kernel's clock takes to move.
     for n in 0..20 {
         write(&stage.lower(format!("low{n}")), "low");
     }
