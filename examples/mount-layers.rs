@@ -34,22 +34,37 @@ fn run(image: Option<&Path>) -> Result<(), Box<dyn Error>> {
     let store = Store::open(temporary.path().join("store"), StoreOptions::new())?;
     println!("store at {} in format {}", store.root().display(), store.format());
 
-    // What the driver can do here is found out by trying.
-    let driver = store.drivers().next().ok_or("there is no driver")?;
-    let probe = driver.probe(&ProbeTarget::new(store.root(), store.format()))?;
-    if !probe.usable() {
+    // What the drivers can do here is found out by trying; the store takes the first that works. One
+    // that copies is left out: here something is to be mounted.
+    let mut hindrances = Vec::new();
+    let mut works = false;
+    for driver in store.drivers().filter(|driver| driver.name() != "copy") {
+        let probe = driver.probe(&ProbeTarget::new(store.root(), store.format()))?;
+        if probe.usable() {
+            println!("mounting by the driver {}", driver.name());
+            works = true;
+            break;
+        }
         let why = if probe.mount.available { &probe.upper } else { &probe.mount };
-        let text = "mounting needs root: run this as root (others can use snapshots as copies: \
-                    Store::activate_in_place)";
-        return Err(format!("{text}\n{why}").into());
+        hindrances.push(format!("\nby the driver {}: {why}", driver.name()));
     }
+    if !works {
+        let text = "nothing can be mounted here: run this as root, or install the package fuse3 \
+                    (snapshots as copies need neither: Store::activate_in_place)";
+        return Err(format!("{text}{}", hindrances.concat()).into());
+    }
+
+    // Who is not root gives files to nobody else, and makes no devices.
+    let own = std::os::unix::fs::MetadataExt::uid(&fs::metadata(temporary.path())?);
+    let unpacking = if own == 0 { ApplyOptions::default() } else { ApplyOptions::unprivileged() };
 
     // Layers come in as archives, alone or in an image, and are committed: nobody changes them any
     // more. Each is the parent of the next.
     let top = match image {
         Some(path) => {
             let layout = ImageLayout::open(path)?;
-            let options = ImportOptions::new();
+            let mut options = ImportOptions::new();
+            options.apply = unpacking.clone();
             let image = import_image(&store, &layout, "image", &options, &mut ignore_progress)?;
             println!("imported {} layers", image.layers.len());
             image.layers.last().ok_or("the image has no layers")?.clone()
@@ -61,7 +76,7 @@ fn run(image: Option<&Path>) -> Result<(), Box<dyn Error>> {
                     name,
                     parent,
                     &mut archive.as_slice(),
-                    &ApplyOptions::default(),
+                    &unpacking,
                     Labels::new(),
                     &mut ignore_progress,
                 )?;
@@ -133,7 +148,7 @@ fn run(image: Option<&Path>) -> Result<(), Box<dyn Error>> {
         "again",
         Some(&top),
         &mut archive.as_slice(),
-        &ApplyOptions::default(),
+        &unpacking,
         Labels::new(),
         &mut ignore_progress,
     )?;
