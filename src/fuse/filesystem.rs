@@ -5,6 +5,7 @@
 //! the number of the file. A panic while a request is served is answered with EIO, and the next one is
 //! served.
 
+use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -32,6 +33,11 @@ use crate::union::{Attr, Caller, Entry, Listed, Make, NewFile, Node, RenameMode,
 const FOREVER: Duration = Duration::from_secs(1_000_000_000);
 /// The most that one write brings, in bytes.
 pub(super) const MAX_WRITE: u32 = 1 << 20;
+
+thread_local! {
+    /// What is read goes through it: a new one for each request would have to be made of zeros.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// A union as fuser wants it.
 #[derive(Debug)]
@@ -326,14 +332,20 @@ impl Filesystem for UnionFs {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let read = serve("read", || {
-            let size = usize::try_from(size).map_err(|_| Code::Invalid)?;
-            self.union.read(&self.node(ino)?, offset, size)
+        BUFFER.with_borrow_mut(|buffer| {
+            let read = serve("read", || {
+                let size = usize::try_from(size).map_err(|_| Code::Invalid)?;
+                if buffer.len() < size {
+                    buffer.resize(size, 0);
+                }
+                let part = buffer.get_mut(..size).ok_or(Code::Invalid)?;
+                self.union.read(&self.node(ino)?, offset, part)
+            });
+            match read {
+                Ok(n) => reply.data(buffer.get(..n).unwrap_or_default()),
+                Err(e) => reply.error(e),
+            }
         });
-        match read {
-            Ok(data) => reply.data(&data),
-            Err(e) => reply.error(e),
-        }
     }
 
     fn write(

@@ -18,23 +18,22 @@ use crate::sys::file::{self, Seek};
 use crate::sys::stat::FileType;
 
 impl Union {
-    /// Reads up to `size` bytes; fewer only at the end of the file.
-    pub(crate) fn read(&self, node: &Arc<Node>, offset: u64, size: usize) -> io::Result<Vec<u8>> {
+    /// Reads into `buffer`, and tells how many bytes; fewer than fit only at the end of the file.
+    pub(crate) fn read(
+        &self,
+        node: &Arc<Node>,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> io::Result<usize> {
         self.regular(node)?;
         let open = self.data(node)?;
-        let mut buffer = vec![0; size];
-        let mut done = 0_usize;
-        while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
-            let at = offset.saturating_add(done as u64);
-            match open.file.read_at(rest, at) {
-                Ok(0) => break,
-                Ok(n) => done = done.saturating_add(n),
+        loop {
+            // Of a regular file the kernel gives less only at its end.
+            match open.file.read_at(buffer, offset) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
+                read => return read,
             }
         }
-        buffer.truncate(done);
-        Ok(buffer)
     }
 
     /// Writes all of `data`. With `kill` setuid and capabilities go, as when that one writes.

@@ -127,9 +127,16 @@ impl Union {
         (self.walk(dir).unwrap(), name(last))
     }
 
+    fn bytes(&self, node: &Arc<Node>, offset: u64, size: usize) -> Vec<u8> {
+        let mut buffer = vec![0; size];
+        let n = self.read(node, offset, &mut buffer).unwrap();
+        buffer.truncate(n);
+        buffer
+    }
+
     fn text(&self, path: &str) -> Option<String> {
         let node = self.walk(path)?;
-        Some(String::from_utf8(self.read(&node, 0, 4096).unwrap()).unwrap())
+        Some(String::from_utf8(self.bytes(&node, 0, 4096)).unwrap())
     }
 
     fn put(&self, path: &str, file: NewFile) -> io::Result<Arc<Node>> {
