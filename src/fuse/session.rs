@@ -128,19 +128,27 @@ impl Session {
             e
         };
         let server = served.at("serve FUSE on", target).map_err(undo)?;
-        if let Some(mount) = &mount {
-            // Dropping it unmounts, which ends the threads.
-            latch_on(mount, &latch).at("use the new mount on", target)?;
-            mount::attach(mount, dir).at("attach the mount to", target)?;
-        }
-        let opened = mount::open_dir_path(target).at("open the root of the mount", target);
-        let root = opened.map_err(undo)?;
-        if mount.is_none() {
-            latch_on(&root, &latch).at("use the new mount on", target).map_err(undo)?;
-        } else if let Err(e) = mount::make_private(&root) {
-            tracing::debug!(?target, error = %e, "the mount stays as shared as what it is on");
-        }
-        let ids = mountinfo::ids(&root).at("ask for the identity of the mount", target)?;
+        let identify =
+            |root: &OwnedFd| mountinfo::ids(root).at("ask for the identity of the mount", target);
+        let ids = match mount {
+            Some(mount) => {
+                // Dropping it unmounts, which ends the threads. Once it is attached, the descriptor only
+                // keeps it in use, so everything is asked before.
+                latch_on(&mount, &latch).at("use the new mount on", target)?;
+                let ids = identify(&mount)?;
+                mount::attach(&mount, dir).at("attach the mount to", target)?;
+                if let Err(e) = mount::make_private(&mount) {
+                    tracing::debug!(?target, error = %e, "the mount is as shared as what it is on");
+                }
+                ids
+            }
+            None => {
+                let opened = mount::open_dir_path(target).at("open the root of the mount", target);
+                let root = opened.map_err(undo)?;
+                latch_on(&root, &latch).at("use the new mount on", target).map_err(undo)?;
+                identify(&root).map_err(undo)?
+            }
+        };
         Ok(Session {
             mounted: Mounted { target: target.to_owned(), transport: options.transport, ids },
             union,
