@@ -135,6 +135,21 @@ impl Place<'_> {
         }
     }
 
+    /// Does what the owner may do whatever the mode, once more with all rights if the mode forbids it: an
+    /// xattr of a file that is not writable is not to be set by an owner without privilege.
+    pub(crate) fn despite_its_mode<R>(self, work: impl Fn() -> io::Result<R>) -> io::Result<R> {
+        match work() {
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                let mode = self.stat()?.mode;
+                self.chmod(mode | 0o700)?;
+                let done = work();
+                self.chmod(mode)?;
+                done
+            }
+            done => done,
+        }
+    }
+
     /// Opens a regular file's data. One that its owner has closed to himself is opened all the same, if
     /// this process may change its mode for a moment.
     pub(crate) fn open_data(self, access: Access) -> io::Result<File> {
@@ -182,6 +197,18 @@ impl Place<'_> {
                 Ok(rustix::fs::linkat(CWD, old, new_dir, new.as_bytes(), flags)?)
             }
         }
+    }
+}
+
+/// Moves a directory that is `name` in `dir` by `work`: to another directory only who may write to it can
+/// move it, since its `..` changes, so an owner without privilege gives himself that right for the moment.
+pub(crate) fn moving<R>(dir: &Dir, name: &Name, work: impl Fn() -> io::Result<R>) -> io::Result<R> {
+    match work() {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            let moved = Place::Child(dir, name).pin()?;
+            Place::Open(moved.as_fd()).despite_its_mode(work)
+        }
+        done => done,
     }
 }
 

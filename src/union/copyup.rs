@@ -107,7 +107,8 @@ impl Union {
                     continue;
                 }
                 let before = dir.stat()?;
-                upper.work.links().hard_link(kept, &dir, name)?;
+                file::Place::Open(dir.as_fd())
+                    .despite_its_mode(|| upper.work.links().hard_link(kept, &dir, name))?;
                 crate::sys::dir::set_times(&*dir, before.atime, before.mtime)?;
             }
             Ok(())
@@ -301,7 +302,11 @@ impl Union {
                 }
                 Some((dir, name)) => {
                     let before = dir.stat()?;
-                    upper.work.temp().rename(temp, &dir, name, OnExisting::Fail)?;
+                    let work = upper.work.temp();
+                    let publish = || work.rename(temp, &dir, name, OnExisting::Fail);
+                    // Who may change the file need not be allowed to change the directory it is in.
+                    file::Place::Open(dir.as_fd())
+                        .despite_its_mode(|| file::moving(work, temp, publish))?;
                     // The directory shows nothing that it did not show before.
                     crate::sys::dir::set_times(&*dir, before.atime, before.mtime)?;
                     state.place = Place::Upper;

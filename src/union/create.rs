@@ -15,13 +15,14 @@ use super::copyup::Data;
 use super::descriptors::OpenFile;
 use super::lookup::{Entry, View};
 use super::node::{Directory, Node, Place as NodePlace};
+use super::xattr::ZERO_DEVICE_FILE;
 use super::{Union, UpperBranch};
 use crate::layer::entry::{self, Found as Says};
 use crate::layer::{LayerFormat, marks};
 use crate::path::{NAME_MAX, Name, RelPath};
 use crate::sys::dir::{Dir, Node as Special, OnExisting};
 use crate::sys::errno::Code;
-use crate::sys::file::Place;
+use crate::sys::file::{self, Place};
 use crate::sys::stat::{FileType, Stat};
 use crate::sys::umask;
 
@@ -82,7 +83,9 @@ impl Union {
                 let nursery = upper.work.nursery(&dir)?;
                 let made = make_in(upper.format, &nursery.dir, name, &make)?;
                 if make.file == NewFile::Directory {
-                    marks::make_opaque(upper.format, &nursery.dir.open_dir(name)?)?;
+                    let made = nursery.dir.open_dir(name)?;
+                    let mark = || marks::make_opaque(upper.format, &made);
+                    Place::Child(&nursery.dir, name).despite_its_mode(mark)?;
                 }
                 cover_whiteout(upper, &nursery.dir, &dir, name, made.stat.is_dir())?;
                 Made { stat: dir.stat_at(name)?, file: made.file }
@@ -206,11 +209,11 @@ pub(super) fn cover_whiteout(
 ) -> io::Result<()> {
     match marks::separate_whiteout(upper.format, name) {
         Some(mark) => {
-            from.rename(name, dir, name, OnExisting::Fail)?;
+            file::moving(from, name, || from.rename(name, dir, name, OnExisting::Fail))?;
             dir.unlink(&mark)
         }
         // A directory does not replace a device, so they change places.
-        None if is_dir => from.exchange(name, dir, name),
+        None if is_dir => file::moving(from, name, || from.exchange(name, dir, name)),
         None => from.rename(name, dir, name, OnExisting::Replace),
     }
 }
@@ -248,9 +251,9 @@ fn make_in(format: LayerFormat, dir: &Dir, name: &Name, make: &Make) -> io::Resu
     let owned = own(dir, name, make);
     let marked = owned.and_then(|stat| {
         if device {
+            dir.chmod_at(name, ZERO_DEVICE_FILE)?;
             let place = Place::Child(dir, name);
             Union::set_zero_device_mode(place, Some(format), stat.mode)?;
-            dir.chmod_at(name, 0)?;
             return dir.stat_at(name);
         }
         Ok(stat)

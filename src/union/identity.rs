@@ -53,7 +53,12 @@ impl Union {
 
     fn read_origin(&self, format: LayerFormat, of: Of<'_>) -> io::Result<Option<Real>> {
         let Some(key) = Self::own_key(format, "origin") else { return Ok(None) };
-        let Some(value) = xattr::get(of, &key)? else { return Ok(None) };
+        let value = match xattr::get(of, &key) {
+            // Of a file of his own that he may not read nobody without privilege reads xattrs either.
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => None,
+            value => value?,
+        };
+        let Some(value) = value else { return Ok(None) };
         let Some((fs, ino)) = value.split_at_checked(8) else { return Ok(None) };
         let (Ok(fs), Ok(ino)) = (<[u8; 8]>::try_from(fs), <[u8; 8]>::try_from(ino)) else {
             return Ok(None);

@@ -258,7 +258,7 @@ pub(super) fn take_out_dir(
     if whiteout && upper.format.xattr_prefix().is_some() {
         let temp = upper.work.new_name()?;
         marks::make_whiteout(upper.format, work, &temp)?;
-        if let Err(e) = work.exchange(&temp, dir, name) {
+        if let Err(e) = file::moving(dir, name, || work.exchange(&temp, dir, name)) {
             upper.work.discard(&temp);
             return Err(e);
         }
@@ -271,7 +271,7 @@ pub(super) fn take_out_dir(
     match dir.remove_dir(name) {
         Err(e) if Code::NotEmpty.is(&e) => {
             let temp = upper.work.new_name()?;
-            dir.rename(name, work, &temp, OnExisting::Fail)?;
+            file::moving(dir, name, || dir.rename(name, work, &temp, OnExisting::Fail))?;
             upper.work.discard_dir(&temp);
             Ok(())
         }

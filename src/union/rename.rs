@@ -10,6 +10,7 @@
 //! place first.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use parking_lot::MutexGuard;
@@ -19,6 +20,7 @@ use super::create::check_name;
 use super::lookup::{Found, View};
 use super::node::{Node, State};
 use super::remove::{lock_names, put_whiteout, take_out_dir};
+use super::xattr::ZERO_DEVICE_FILE;
 use super::{Union, UpperBranch};
 use crate::layer::marks;
 use crate::path::{Name, RelPath};
@@ -304,7 +306,8 @@ impl Union {
             if meets {
                 // AUFS's mark is a file in it, which nobody is to notice.
                 let before = dir.stat()?;
-                marks::make_opaque(upper.format, &dir)?;
+                let place = Place::Open(dir.as_fd());
+                place.despite_its_mode(|| marks::make_opaque(upper.format, &dir))?;
                 set_times(&*dir, before.atime, before.mtime)?;
             }
             return Ok(());
@@ -329,7 +332,8 @@ impl Union {
             return Ok(());
         }
         upper.work.note_redirect()?;
-        xattr::set(xattr::Of::dir(dir), key.as_bytes(), &value)
+        Place::Open(dir.as_fd())
+            .despite_its_mode(|| xattr::set(xattr::Of::dir(dir), key.as_bytes(), &value))
     }
 
     /// Puts an empty directory in the place of one that the union shows as empty.
@@ -352,8 +356,9 @@ impl Union {
             marks::make_opaque(upper.format, &empty)?;
             let place = Place::Child(work, &temp);
             place.chown(Some(stat.uid), Some(stat.gid))?;
-            place.chmod(stat.mode)?;
-            work.exchange(&temp, &side.dir, side.name)
+            let exchange = || work.exchange(&temp, &side.dir, side.name);
+            file::moving(&side.dir, side.name, exchange)?;
+            Place::Open(empty.as_fd()).chmod(stat.mode)
         })();
         upper.work.discard_dir(&temp);
         made?;
@@ -371,9 +376,12 @@ impl Union {
             work.make_node(&temp, crate::sys::dir::Node::Char { major: 0, minor: 0 }, 0)?;
             return Ok(temp);
         }
-        drop(work.create_file(&temp, 0)?);
+        drop(work.create_file(&temp, 0o600)?);
         let place = Place::Child(work, &temp);
-        match Self::set_zero_device_mode(place, Some(upper.format), 0) {
+        let marked = place
+            .chmod(ZERO_DEVICE_FILE)
+            .and_then(|()| Self::set_zero_device_mode(place, Some(upper.format), 0));
+        match marked {
             Ok(()) => Ok(temp),
             Err(e) => {
                 upper.work.discard(&temp);

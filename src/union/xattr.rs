@@ -25,6 +25,8 @@ const KEY_MAX: usize = 255;
 const ESCAPE: &[u8] = b"overlay.";
 /// The key, after the prefix, of what stands for a character device 0:0 of a user's.
 const ZERO_DEVICE: &str = "zero-device";
+/// The mode of such a file: the owner can read and write its xattrs, and hardly a file has it otherwise.
+pub(super) const ZERO_DEVICE_FILE: u32 = 0o1600;
 
 /// The key that a user's key has in a layer.
 fn escaped(format: Option<LayerFormat>, key: &[u8]) -> Vec<u8> {
@@ -160,13 +162,13 @@ impl Union {
     }
 
     /// The mode of what is shown as a character device 0:0: in a layer that would be a whiteout, so
-    /// there it is an empty file that nobody may use, with an xattr.
+    /// there it is an empty file with an xattr.
     pub(super) fn zero_device_mode(
         place: Place<'_>,
         format: Option<LayerFormat>,
         stat: &Stat,
     ) -> io::Result<Option<u32>> {
-        if stat.file_type != FileType::Regular || stat.size != 0 || stat.mode != 0 {
+        if stat.file_type != FileType::Regular || stat.size != 0 || stat.mode != ZERO_DEVICE_FILE {
             return Ok(None);
         }
         let Some(key) = format.and_then(|format| Self::own_key(format, ZERO_DEVICE)) else {
@@ -176,7 +178,7 @@ impl Union {
         Ok(<[u8; 4]>::try_from(value).ok().map(u32::from_le_bytes).map(|mode| mode & 0o7777))
     }
 
-    /// Makes an empty file of mode 0 one that is shown as a character device 0:0.
+    /// Makes an empty file of [`ZERO_DEVICE_FILE`]'s mode one that is shown as a character device 0:0.
     pub(super) fn set_zero_device_mode(
         place: Place<'_>,
         format: Option<LayerFormat>,

@@ -266,3 +266,41 @@ fn a_file_without_its_data_is_no_file_of_zeros() {
     fs::create_dir(f.path("upper")).unwrap();
     assert_eq!(f.open().text("a").unwrap(), "top/a");
 }
+
+#[test]
+fn what_is_closed_to_its_owner_can_be_used_nevertheless() {
+    let f = Fixture::new(LayerFormat::OverlayUser);
+    f.file("bottom/d/sub/a");
+    f.file("bottom/closed");
+    fs::write(f.path("bottom/empty"), "").unwrap();
+    let close = |path: &str, mode| {
+        fs::set_permissions(f.path(path), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    for (path, mode) in [("bottom/empty", 0), ("bottom/closed", 0o200), ("bottom/d", 0o555)] {
+        close(path, mode);
+    }
+    let u = f.open();
+    let mode = |u: &Union, path: &str| u.attr(&u.walk(path).unwrap()).unwrap().mode;
+    let set = |mode| SetAttr { mode: Some(mode), ..SetAttr::nothing() };
+    u.set_attr(&u.walk("closed").unwrap(), &set(0)).unwrap();
+    u.set_attr(&u.walk("empty").unwrap(), &set(0o100)).unwrap();
+    u.mv("d", "e", RenameMode::Replace).unwrap();
+    u.rm("e/sub/a").unwrap();
+    let (root, own) = (Arc::clone(u.root()), u.attr(u.root()).unwrap());
+    let file = NewFile::Directory;
+    let make = Make { file, mode: 0o555, umask: 0, uid: own.uid, gid: own.gid };
+    u.make(&root, &name("d"), &make).unwrap();
+    drop((u, root));
+    let u = f.open();
+    assert_eq!(u.ls(""), ["closed", "d", "e", "empty"]);
+    assert_eq!((u.ls("d"), u.ls("e"), u.ls("e/sub")), (vec![], vec!["sub".to_owned()], vec![]));
+    assert_eq!((mode(&u, "closed"), mode(&u, "empty")), (0, 0o100));
+    assert_eq!((mode(&u, "d"), mode(&u, "e")), (0o555, 0o555));
+    u.rm_dir("d").unwrap();
+    u.rm_dir("e/sub").unwrap_or_else(|e| assert_eq!(e.raw_os_error(), Some(13)));
+    drop(u);
+    // So that it can be removed.
+    for path in ["bottom/d", "upper/e"] {
+        close(path, 0o755);
+    }
+}
