@@ -193,7 +193,7 @@ fn whiteout() {
     let without = |lines: Vec<String>| -> Vec<String> {
         let left = |line: &String| {
             let words: Vec<_> = line.split(' ').collect();
-            words[0].ends_with("/from") && matches!(words[1], "20000" | "100000")
+            words[0].ends_with("/from") && matches!(words[1], "20000" | "101600")
         };
         lines.into_iter().filter(|line| !left(line)).collect()
     };
