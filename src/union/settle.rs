@@ -186,8 +186,10 @@ impl Walk<'_, '_> {
     }
 }
 
+/// A directory that is opaque and has a redirect nevertheless is one at which an earlier settling stopped in
+/// its third step.
 fn has_redirect(format: LayerFormat, dir: &Dir) -> io::Result<bool> {
-    Ok(!marks::is_opaque(format, dir)? && marks::redirect(format, dir)?.is_some())
+    Ok(marks::redirect(format, dir)?.is_some())
 }
 
 fn remove_redirect(format: LayerFormat, dir: &Dir) -> io::Result<()> {
@@ -211,6 +213,11 @@ fn remove_marks(format: LayerFormat, top: &Dir) -> io::Result<()> {
     while let Some(path) = left.pop() {
         let dir = open_beneath(top, &path)?;
         let before = dir.stat()?;
+        if !path.is_root() {
+            // Before the whiteouts: an opaque directory above does not make it void, and without them it
+            // would show what was deleted.
+            remove_redirect(format, &dir)?;
+        }
         let mut changed = false;
         for entry in dir.entries()? {
             let stat = dir.stat_at(&entry.name)?;
@@ -225,7 +232,6 @@ fn remove_marks(format: LayerFormat, top: &Dir) -> io::Result<()> {
             set_times(&dir, before.atime, before.mtime)?;
         }
         if !path.is_root() {
-            remove_redirect(format, &dir)?;
             remove_opaque(format, &dir)?;
         }
     }

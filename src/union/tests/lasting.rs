@@ -308,3 +308,38 @@ fn what_is_closed_to_its_owner_can_be_used_nevertheless() {
         close(path, 0o755);
     }
 }
+
+#[test]
+fn settling_that_stopped_at_an_opaque_directory_is_taken_up_again() {
+    use crate::sys::xattr::{self, Of};
+    let f = Fixture::new(LayerFormat::OverlayUser);
+    f.file("bottom/d/sub/a");
+    f.file("bottom/d/sub/gone");
+    let u = f.open();
+    u.mv("d/sub", "d/moved", RenameMode::Replace).unwrap();
+    u.rm("d/moved/gone").unwrap();
+    u.mv("d", "e", RenameMode::Replace).unwrap();
+    drop(u);
+    settle(f.spec(), &mut crate::ignore_progress).unwrap();
+    // As it is when everything is copied, and no mark removed yet.
+    let set = |path: &str, key: &str, value: &[u8]| {
+        let dir = Dir::open(f.path("upper").join(path)).unwrap();
+        xattr::set(Of::dir(&dir), format!("user.overlay.{key}").as_bytes(), value).unwrap();
+        dir
+    };
+    set("e", "redirect", b"/d");
+    set("e", "opaque", b"y");
+    let moved = set("e/moved", "redirect", b"/d/sub");
+    if marks::make_whiteout(f.format, &moved, &name("gone")).is_err() {
+        // No such device for this user.
+        return;
+    }
+    assert_eq!(f.open().ls("e/moved"), ["a"]);
+    settle(f.spec(), &mut crate::ignore_progress).unwrap();
+    assert_eq!(f.open().ls("e/moved"), ["a"]);
+    for path in ["e", "e/moved"] {
+        let keys = xattr_keys(&f.path("upper").join(path));
+        assert!(keys.iter().all(|key| !key.ends_with(b"redirect")), "{path}: {keys:?}");
+    }
+    assert_eq!(f.upper_names("e/moved"), ["a"]);
+}
