@@ -7,14 +7,17 @@
 //! 1. Everything below it that is in a lower layer is copied up: directories, files, and every name of
 //!    a hard-linked file. Redirected directories inside are completed along with it.
 //! 2. It is made opaque, which makes its redirect void.
-//! 3. Below it, whiteouts hide nothing any more and are removed, as are redirects. At last its own
+//! 3. Below it marks have become meaningless, and are removed: of each directory first its redirect,
+//!    which an opaque directory above does not make void, then the whiteouts in it. At last its own
 //!    redirect goes, and the opaque mark, too, where there is nothing below to hide.
 //!
 //! A kill at any moment leaves a tree that can be used and settled again. What was copied stays copied
-//! when it is cancelled. Times of directories stay as they were.
+//! when it is cancelled. Times of directories stay as they were. A directory that has a redirect though
+//! it is opaque is one at which an earlier settling came to its third step: that is taken up again.
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
@@ -22,20 +25,24 @@ use super::copyup::Data;
 use super::node::Node;
 use super::{Listed, Union, UnionSpec, UpperBranch};
 use crate::error::{Error, IoContext, Result};
+use crate::layer::descent::{Descent, Purpose};
 use crate::layer::{LayerFormat, marks};
 use crate::path::{Name, RelPath};
 use crate::progress::{Phase, Progress, ProgressFn, report};
 use crate::sys::dir::{Dir, set_times};
-use crate::sys::resolve::open_beneath;
+use crate::sys::file::Place;
 use crate::sys::xattr::{self, Of};
 
-/// What settling did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Settled {
-    /// Renamed directories that were completed.
-    pub(crate) directories: u64,
-    /// Files and directories that were copied.
-    pub(crate) copied: u64,
+/// What settling a layer did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
+pub struct Settled {
+    /// Renamed directories that were completed, those inside of others not counted.
+    pub directories: u64,
+    /// Files and directories that were copied into the layer.
+    pub copied: u64,
+    /// The size of those files, in bytes.
+    pub bytes: u64,
 }
 
 /// Settles an upper. Nobody else may use it or its work directory meanwhile.
@@ -50,7 +57,7 @@ pub(crate) fn settle(spec: UnionSpec, progress: &mut ProgressFn<'_>) -> Result<S
         union: &union,
         upper,
         progress,
-        told: Progress::new(Phase::Walk),
+        told: Progress::new(Phase::Copy),
         settled: Settled::default(),
     };
     walk.run()?;
@@ -89,8 +96,7 @@ impl Walk<'_, '_> {
                     && frame.top
                 {
                     let above = way.last().map(|above| Arc::clone(&above.node));
-                    self.finish(above.as_ref(), &frame)
-                        .map_err(|e| failed("settle", &frame.path, e))?;
+                    self.finish(above.as_ref(), &frame)?;
                     self.settled.directories = self.settled.directories.saturating_add(1);
                 }
                 continue;
@@ -151,6 +157,11 @@ impl Walk<'_, '_> {
         if !in_upper {
             self.union.copy_up(&node, Data::All)?;
             self.settled.copied = self.settled.copied.saturating_add(1);
+            let stat = self.union.at(&node, |place, _, _| place.stat())?;
+            if stat.is_file() {
+                self.settled.bytes = self.settled.bytes.saturating_add(stat.size);
+                self.told.bytes = self.settled.bytes;
+            }
         }
         // One of several names, of which another was copied up.
         let dir = self.union.upper_dir(parent)?;
@@ -163,79 +174,102 @@ impl Walk<'_, '_> {
     }
 
     /// Everything below a redirected directory is in the upper: it stands on its own.
-    fn finish(&self, above: Option<&Arc<Node>>, frame: &Frame) -> io::Result<()> {
+    fn finish(&mut self, above: Option<&Arc<Node>>, frame: &Frame) -> Result<()> {
         let format = self.upper.format;
-        let dir = self.union.upper_dir(&frame.node)?;
+        let failed = |what| move |e| failed(what, &frame.path, e);
+        let dir = self.union.upper_dir(&frame.node).map_err(failed("open"))?;
         // What was copied is on disk before anything relies on it.
-        self.upper.dir.sync_file_system()?;
-        let before = dir.stat()?;
-        marks::make_opaque(format, &dir)?;
-        remove_marks(format, &dir)?;
-        remove_redirect(format, &dir)?;
+        self.upper.dir.sync_file_system().at("write to disk", "the layer")?;
+        despite_mode(&dir, || marks::make_opaque(format, &dir)).map_err(failed("make opaque"))?;
+        self.remove_marks(&dir, &frame.path)?;
+        report(self.progress, self.told)?;
+        remove_mark(format, &dir, "redirect").map_err(failed("remove the redirect of"))?;
         let hides = match (above, frame.path.file_name()) {
             (Some(above), Some(name)) => {
-                let view = self.union.view(above)?;
-                self.union.shown_below(&view, &name)?.is_some_and(|stat| stat.is_dir())
+                let look = || {
+                    let view = self.union.view(above)?;
+                    self.union.shown_below(&view, &name)
+                };
+                look().map_err(failed("look below"))?.is_some_and(|stat| stat.is_dir())
             }
             _ => true,
         };
+        // A kill right here leaves a mark that hides nothing.
         if !hides {
-            remove_opaque(format, &dir)?;
+            remove_mark(format, &dir, "opaque").map_err(failed("remove the opaque mark of"))?;
         }
-        set_times(&*dir, before.atime, before.mtime)
+        Ok(())
+    }
+
+    /// Removes all marks below an opaque directory, and the whiteouts in it.
+    fn remove_marks(&mut self, top: &Dir, path: &RelPath) -> Result<()> {
+        let format = self.upper.format;
+        let mut path = path.clone();
+        let open = || Descent::<Vec<Name>>::new(top.reopen()?, Purpose::Look);
+        let mut walk = open().map_err(|e| failed("open", &path, e))?;
+        loop {
+            report(self.progress, self.told)?;
+            let below = remove_whiteouts(format, walk.dir())
+                .map_err(|e| failed("remove whiteouts in", &path, e))?;
+            walk.level_mut().data = below;
+            let name = loop {
+                if let Some(name) = walk.level_mut().data.pop() {
+                    break name;
+                }
+                let at_top = walk.depth() == 0;
+                walk.leave().map_err(|e| failed("leave directory", &path, e))?;
+                if at_top {
+                    return Ok(());
+                }
+                path.pop();
+            };
+            path.push(&name);
+            report(self.progress, self.told)?;
+            walk.enter(&name).map_err(|e| failed("open directory", &path, e))?;
+            let dir = walk.dir();
+            // As long as it had its redirect, the whiteouts in it had a meaning.
+            remove_mark(format, dir, "redirect")
+                .and_then(|()| remove_mark(format, dir, "opaque"))
+                .map_err(|e| failed("remove the marks of", &path, e))?;
+        }
     }
 }
 
-/// A directory that is opaque and has a redirect nevertheless is one at which an earlier settling stopped in
-/// its third step.
+/// Whether a directory has a redirect, void or not.
 fn has_redirect(format: LayerFormat, dir: &Dir) -> io::Result<bool> {
-    Ok(marks::redirect(format, dir)?.is_some())
+    let Some(prefix) = format.xattr_prefix() else { return Ok(false) };
+    Ok(xattr::get(Of::dir(dir), format!("{prefix}redirect").as_bytes())?.is_some())
 }
 
-fn remove_redirect(format: LayerFormat, dir: &Dir) -> io::Result<()> {
-    match format.xattr_prefix() {
-        Some(prefix) => xattr::remove(Of::dir(dir), format!("{prefix}redirect").as_bytes()),
-        None => Ok(()),
+/// Removes a mark that a directory may have.
+fn remove_mark(format: LayerFormat, dir: &Dir, mark: &str) -> io::Result<()> {
+    let Some(prefix) = format.xattr_prefix() else { return Ok(()) };
+    let key = format!("{prefix}{mark}");
+    despite_mode(dir, || xattr::remove(Of::dir(dir), key.as_bytes()))
+}
+
+/// Removes the whiteouts in a directory, whose times stay as they are; gives the directories in it.
+fn remove_whiteouts(format: LayerFormat, dir: &Dir) -> io::Result<Vec<Name>> {
+    let mut below = Vec::new();
+    let mut whiteouts = Vec::new();
+    for entry in dir.entries()? {
+        let stat = dir.stat_at(&entry.name)?;
+        if marks::decode(format, &entry.name, &stat) != marks::Mark::None {
+            whiteouts.push(entry.name);
+        } else if stat.is_dir() {
+            below.push(entry.name);
+        }
     }
-}
-
-fn remove_opaque(format: LayerFormat, dir: &Dir) -> io::Result<()> {
-    match format.xattr_prefix() {
-        Some(prefix) => xattr::remove(Of::dir(dir), format!("{prefix}opaque").as_bytes()),
-        None => Ok(()),
-    }
-}
-
-/// Removes whiteouts, opaque marks and redirects below an opaque directory, where they mean nothing.
-fn remove_marks(format: LayerFormat, top: &Dir) -> io::Result<()> {
-    // By path, so that width and depth cost no descriptors.
-    let mut left = vec![RelPath::ROOT];
-    while let Some(path) = left.pop() {
-        let dir = open_beneath(top, &path)?;
+    if !whiteouts.is_empty() {
         let before = dir.stat()?;
-        if !path.is_root() {
-            // Before the whiteouts: an opaque directory above does not make it void, and without them it
-            // would show what was deleted.
-            remove_redirect(format, &dir)?;
-        }
-        let mut changed = false;
-        for entry in dir.entries()? {
-            let stat = dir.stat_at(&entry.name)?;
-            if marks::decode(format, &entry.name, &stat) != marks::Mark::None {
-                dir.unlink(&entry.name)?;
-                changed = true;
-            } else if stat.is_dir() {
-                left.push(path.join(&entry.name));
-            }
-        }
-        if changed {
-            set_times(&dir, before.atime, before.mtime)?;
-        }
-        if !path.is_root() {
-            remove_opaque(format, &dir)?;
-        }
+        whiteouts.iter().try_for_each(|name| despite_mode(dir, || dir.unlink(name)))?;
+        set_times(dir, before.atime, before.mtime)?;
     }
-    Ok(())
+    Ok(below)
+}
+
+fn despite_mode(dir: &Dir, work: impl Fn() -> io::Result<()>) -> io::Result<()> {
+    Place::Open(dir.as_fd()).despite_its_mode(work)
 }
 
 fn failed(what: &'static str, path: &RelPath, e: io::Error) -> Error {

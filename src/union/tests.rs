@@ -5,6 +5,7 @@
 
 mod changes;
 mod lasting;
+mod settling;
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;

@@ -1,4 +1,4 @@
-//! What lasts: files that are copied, forgotten, removed while open; and settled layers.
+//! What lasts: files that are copied, forgotten, removed while open.
 
 use super::*;
 
@@ -101,88 +101,6 @@ fn without_an_upper_nothing_changes() {
     read_only(u.set_attr(&a, &SetAttr { mode: Some(0), ..SetAttr::nothing() }).unwrap_err());
     assert_eq!(u.text("a").unwrap(), "bottom/a");
     u.close().unwrap();
-}
-
-#[test]
-fn a_settled_upper_stands_on_its_own() {
-    let f = Fixture::new(LayerFormat::OverlayUser);
-    for file in ["bottom/d/sub/a", "top/d/sub/b", "bottom/d/c", "bottom/d/gone", "bottom/e/hidden"]
-    {
-        f.file(file);
-    }
-    f.file("bottom/d/sub/c2");
-    let u = f.open();
-    u.rm("d/gone").unwrap();
-    u.mv("d/sub", "d/moved", RenameMode::Replace).unwrap();
-    u.write(&u.walk("d/moved/a").unwrap(), 0, b"X", None, false).unwrap();
-    u.mv("d", "f", RenameMode::Replace).unwrap();
-    u.rm("e/hidden").unwrap();
-    u.rm_dir("e").unwrap();
-    u.mv("f/moved", "e", RenameMode::Replace).unwrap();
-    let mtime = |u: &Union, path: &str| u.attr(&u.walk(path).unwrap()).unwrap().mtime;
-    let times = (mtime(&u, "e"), mtime(&u, "f"), mtime(&u, "e/b"));
-    let expect = |u: &Union| {
-        assert_eq!(
-            (u.ls(""), u.ls("e"), u.ls("f")),
-            (
-                vec!["e".to_owned(), "f".to_owned()],
-                vec!["a".to_owned(), "b".to_owned(), "c2".to_owned()],
-                vec!["c".to_owned()],
-            )
-        );
-        assert_eq!(u.text("e/a").unwrap(), "Xottom/d/sub/a");
-        assert_eq!(u.text("e/b").unwrap(), "top/d/sub/b");
-        assert_eq!((mtime(u, "e"), mtime(u, "f"), mtime(u, "e/b")), times);
-    };
-    expect(&u);
-    drop(u);
-    assert!(f.path("work/state/redirected").exists());
-    // Stopped at every point, and taken up again.
-    let mut points = 0;
-    loop {
-        let mut left = points;
-        let stopped = settle(f.spec(), &mut |_| {
-            left -= 1;
-            if left < 0 {
-                std::ops::ControlFlow::Break(())
-            } else {
-                std::ops::ControlFlow::Continue(())
-            }
-        });
-        expect(&f.open());
-        match stopped {
-            Err(e) => assert_eq!(e.kind(), ErrorKind::Cancelled),
-            Ok(_) => break,
-        }
-        points += 1;
-    }
-    assert!(points > 5, "{points}");
-    assert!(!f.path("work/state/redirected").exists());
-    // Without redirects it is the same: every mark that is left says what is deleted.
-    let marks = |path: &str| xattr_keys(&f.path("upper").join(path));
-    assert!(marks("f").iter().all(|key| !key.ends_with(b"redirect") && !key.ends_with(b"opaque")));
-    assert!(marks("e").iter().any(|key| key.ends_with(b"opaque")), "it hides the lower e");
-    assert_eq!(f.upper_names("f"), ["c"]);
-    assert_eq!(f.upper_names("e"), ["a", "b", "c2"]);
-}
-
-#[test]
-fn settling_keeps_hard_links_together() {
-    let f = Fixture::new(LayerFormat::OverlayUser);
-    f.file("bottom/d/a");
-    fs::hard_link(f.path("bottom/d/a"), f.path("bottom/d/b")).unwrap();
-    let u = f.open();
-    u.mv("d", "e", RenameMode::Replace).unwrap();
-    drop(u);
-    let settled = settle(f.spec(), &mut crate::ignore_progress).unwrap();
-    assert_eq!(settled, settle::Settled { directories: 1, copied: 1 });
-    let meta = |path: &str| fs::metadata(f.path("upper").join(path)).unwrap();
-    assert_eq!((meta("e/a").ino(), meta("e/a").nlink()), (meta("e/b").ino(), 2));
-}
-
-fn xattr_keys(path: &Path) -> Vec<Vec<u8>> {
-    use crate::sys::xattr::{self, Of};
-    xattr::list(Of::dir(&Dir::open(path).unwrap())).unwrap()
 }
 
 #[test]
@@ -307,39 +225,4 @@ fn what_is_closed_to_its_owner_can_be_used_nevertheless() {
     for path in ["bottom/d", "upper/e"] {
         close(path, 0o755);
     }
-}
-
-#[test]
-fn settling_that_stopped_at_an_opaque_directory_is_taken_up_again() {
-    use crate::sys::xattr::{self, Of};
-    let f = Fixture::new(LayerFormat::OverlayUser);
-    f.file("bottom/d/sub/a");
-    f.file("bottom/d/sub/gone");
-    let u = f.open();
-    u.mv("d/sub", "d/moved", RenameMode::Replace).unwrap();
-    u.rm("d/moved/gone").unwrap();
-    u.mv("d", "e", RenameMode::Replace).unwrap();
-    drop(u);
-    settle(f.spec(), &mut crate::ignore_progress).unwrap();
-    // As it is when everything is copied, and no mark removed yet.
-    let set = |path: &str, key: &str, value: &[u8]| {
-        let dir = Dir::open(f.path("upper").join(path)).unwrap();
-        xattr::set(Of::dir(&dir), format!("user.overlay.{key}").as_bytes(), value).unwrap();
-        dir
-    };
-    set("e", "redirect", b"/d");
-    set("e", "opaque", b"y");
-    let moved = set("e/moved", "redirect", b"/d/sub");
-    if marks::make_whiteout(f.format, &moved, &name("gone")).is_err() {
-        // No such device for this user.
-        return;
-    }
-    assert_eq!(f.open().ls("e/moved"), ["a"]);
-    settle(f.spec(), &mut crate::ignore_progress).unwrap();
-    assert_eq!(f.open().ls("e/moved"), ["a"]);
-    for path in ["e", "e/moved"] {
-        let keys = xattr_keys(&f.path("upper").join(path));
-        assert!(keys.iter().all(|key| !key.ends_with(b"redirect")), "{path}: {keys:?}");
-    }
-    assert_eq!(f.upper_names("e/moved"), ["a"]);
 }
