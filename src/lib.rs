@@ -169,6 +169,7 @@ pub use driver::{
 #[cfg(feature = "fuse")]
 pub use driver::{
     FuseDriver, FuseLayer, FuseMount, FuseMountOptions, FuseServer, FuseUnmounter, IdRange,
+    settle_upper,
 };
 #[cfg(feature = "fuse")]
 #[doc(hidden)]
@@ -187,6 +188,8 @@ pub use store::{
 };
 #[doc(hidden)]
 pub use store::{DurablePoint, DurablePointHook};
+#[cfg(feature = "fuse")]
+pub use union::Settled;
 
 /// The types of the OCI specifications, re-exported on purpose: [`Image::configuration`] gives one of
 /// them, and an embedder should not have to guess which version of the crate they are of.

@@ -253,10 +253,10 @@ fn renamed_and_mounted(format: LayerFormat) {
     let (mut guard, root) = stage.mount(&stage.fuse, "a");
     rename_directories(&root);
     let e = stage.fuse.commit("b", "a", CommitOptions::new()).unwrap_err();
-    assert_eq!(e.kind(), ErrorKind::FailedPrecondition, "{e}");
+    assert_eq!(e.kind(), ErrorKind::Busy, "{e}");
     assert!(e.to_string().contains("unmount"), "{e}");
     let e = stage.overlay.changes("a", &mut ignore_progress).unwrap_err();
-    assert_eq!(e.kind(), ErrorKind::FailedPrecondition, "{e}");
+    assert_eq!(e.kind(), ErrorKind::Busy, "{e}");
     let before = lines(&root);
     guard.unmount().unwrap();
     stage.fuse.commit("b", "a", CommitOptions::new()).unwrap();

@@ -166,7 +166,7 @@ impl FuseMount {
     pub fn new(target: &Path, options: &FuseMountOptions) -> Result<FuseMount> {
         let path = target.canonicalize().at("find the mount point", target)?;
         let target = Target::open(&path)?;
-        let spec = open(options, &target)?;
+        let spec = open(options, Some(&target))?;
         let transport = find_transport()?;
         let session_options = SessionOptions {
             source: options.source.clone(),
@@ -224,13 +224,16 @@ impl FuseMount {
     }
 }
 
-/// Opens all that the union is made of, and makes sure that it goes together.
-fn open(options: &FuseMountOptions, target: &Target) -> Result<UnionSpec> {
+/// Opens all that the union is made of, and makes sure that it goes together, and with where it is to be
+/// mounted.
+pub(super) fn open(options: &FuseMountOptions, target: Option<&Target>) -> Result<UnionSpec> {
     let mut seen: Vec<(u64, u64)> = Vec::new();
     let mut layer = |path: &Path, format: LayerFormat| -> Result<Dir> {
         super::union::marks_can_be_read(format)?;
         let dir = Dir::open(path).at("open layer", path)?;
-        target.keep_apart(&dir, path)?;
+        if let Some(target) = target {
+            target.keep_apart(&dir, path)?;
+        }
         let stat = dir.stat().at("look at layer", path)?;
         if seen.contains(&(stat.dev, stat.ino)) {
             let message = "the directory is given twice, and can be one layer only:";

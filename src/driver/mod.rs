@@ -17,6 +17,8 @@ mod mounts;
 mod overlay;
 mod probe;
 mod room;
+#[cfg(feature = "fuse")]
+mod settle;
 mod target;
 #[cfg(feature = "fuse")]
 mod union;
@@ -36,6 +38,8 @@ pub use identity::{MountIdentity, MountState, NamespaceId};
 pub use mounts::{Mount, Restrictions};
 pub use overlay::{MAX_LAYERS, OverlayDriver, Rung};
 pub use probe::{Feature, Probe, ProbeTarget};
+#[cfg(feature = "fuse")]
+pub use settle::settle_upper;
 #[cfg(feature = "fuse")]
 pub use union::{FuseDriver, FuseServer};
 

@@ -21,13 +21,21 @@ use crate::sys::lock::{Flock, Sharing};
 use crate::sys::xattr::Of;
 
 impl Store {
-    /// Walks an active snapshot's layer, makes sure that it stands on its own, and notes what it
-    /// takes on disk, so that [`Store::commit`] need not. Gives that usage.
+    /// Makes sure that an active snapshot's layer stands on its own, and notes what it takes on disk, so
+    /// that [`Store::commit`] need not. Gives that usage.
+    ///
+    /// Of directories that were renamed over FUSE a lower layer may still have the contents: they are
+    /// copied, and share their data with the originals where the file system can do that. This may be
+    /// stopped, by a kill too, and called again; what the snapshot shows stays the same throughout.
     ///
     /// # Errors
     /// - [`ErrorKind::FailedPrecondition`]: not an active snapshot; or a file or directory in it has
     ///   its data or contents in a lower layer, as overlayfs leaves it under `metacopy` or
-    ///   `redirect_dir`; or directories were renamed in it over FUSE, and it is still mounted.
+    ///   `redirect_dir`.
+    /// - [`ErrorKind::Busy`]: directories were renamed in it, and it is mounted, or another operation is
+    ///   at it.
+    /// - [`ErrorKind::NoSpace`], [`ErrorKind::Cancelled`], and those of the file system: what was copied
+    ///   by then stays in the layer.
     pub fn settle(&self, key: &str, progress: &mut ProgressFn<'_>) -> Result<Usage> {
         let needed = "only an active one can be settled";
         let (row, hold) = self.hold_active(key, self.active(key, needed)?, needed)?;
@@ -51,8 +59,8 @@ impl Store {
 
     /// Makes an active snapshot immutable, under the name `name`; the key is free afterwards.
     ///
-    /// Settles first, if [`Store::settle`] was not called after the last mount. Legal while mounted,
-    /// as in containerd; writes that come later are then part of the committed layer, but for those to
+    /// Settles first, if [`Store::settle`] was not called after the last mount: that copies directories
+    /// that were renamed, and takes long if they are large. Legal while mounted, as in containerd; writes that come later are then part of the committed layer, but for those to
     /// a copy ([`CopyDriver`](crate::CopyDriver)), which are lost.
     ///
     /// # Errors
@@ -60,6 +68,7 @@ impl Store {
     /// - [`ErrorKind::NotFound`]: there is no such key, or no such new parent.
     /// - [`ErrorKind::FailedPrecondition`]: the key is a view or committed; the new parent is not
     ///   committed; the layer cannot be settled.
+    /// - [`ErrorKind::Busy`]: as [`Store::settle`].
     /// - [`ErrorKind::InvalidArgument`]: a new parent for a snapshot that has one.
     pub fn commit(&self, name: &str, key: &str, options: CommitOptions) -> Result<Info> {
         check_key(name)?;

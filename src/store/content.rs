@@ -68,7 +68,7 @@ impl Store {
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound);
-    /// [`ErrorKind::FailedPrecondition`]: as [`Store::settle`];
+    /// [`ErrorKind::FailedPrecondition`], [`ErrorKind::Busy`]: as [`Store::settle`];
     /// [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled); those of the file system.
     pub fn changes(&self, key: &str, progress: &mut ProgressFn<'_>) -> Result<Vec<Change>> {
         let chain = self.metadata.read(|tx| tx.chain(tx.get(key)?.id))?;

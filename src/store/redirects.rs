@@ -91,7 +91,7 @@ impl Store {
     /// Makes the layer say what the snapshot shows, as far as the union over FUSE has left that open.
     ///
     /// # Errors
-    /// [`ErrorKind::FailedPrecondition`] if directories were renamed in it and it is mounted.
+    /// [`ErrorKind::Busy`] if directories were renamed in it and it is in use.
     pub(super) fn catch_up(&self, row: &Row, progress: &mut ProgressFn<'_>) -> Result<()> {
         if row.info.kind != Kind::Active || row.settled {
             return Ok(());
@@ -138,7 +138,7 @@ impl Store {
 
 fn renamed_and_in_use(row: &Row) -> Error {
     Error::new(
-        ErrorKind::FailedPrecondition,
+        ErrorKind::Busy,
         format!(
             "directories were renamed in {:?}, whose contents must be copied into its layer first, and \
              that cannot be done while it is in use: unmount it, and try again",

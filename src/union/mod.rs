@@ -65,6 +65,7 @@ pub(crate) use listing::Listed;
 pub(crate) use lookup::Entry;
 pub(crate) use node::{Node, NodeId};
 pub(crate) use rename::RenameMode;
+pub use settle::Settled;
 pub(crate) use settle::settle;
 pub(crate) use spec::{Lower, SyncPolicy, UnionOptions, UnionSpec, Upper};
 

@@ -1,11 +1,15 @@
 //! The command line as typed. What clap can refuse by itself is refused here; all else is the
 //! commands' to validate.
 
+mod directories;
+
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use stratafs::{DriverChoice, Filter, Platform};
+use stratafs::{DriverChoice, Filter, LayerFormat, Platform};
+
+pub(crate) use directories::{Layer, LayerApply, LayerDiff};
 
 /// Part of `--help`, and of the README; `failure.rs` is where the codes come from.
 const EXIT_CODES: &str = "\
@@ -202,6 +206,20 @@ pub(crate) enum Command {
   stratafs umount /mnt")]
     Umount(Umount),
 
+    /// Make the layer of an active snapshot stand on its own
+    ///
+    /// A directory that is renamed in a mount over FUSE leaves its contents in the layers below, where no
+    /// other engine looks for them. Now they are copied, by sharing blocks where the file system can.
+    /// `commit`, `diff`, `export` and other engines would do it; this does it beforehand. It may be
+    /// interrupted and begun again. The snapshot must not be mounted.
+    ///
+    /// With --upper it settles a layer in plain directories, which `stratafs-fuse` mounted: name what that
+    /// was given.
+    #[command(after_help = "Examples:
+  stratafs settle web-1
+  stratafs settle --lower /layers/2 --lower /layers/1 --upper /upper --work /work")]
+    Settle(Settle),
+
     /// Make an active snapshot immutable, under a name
     #[command(after_help = "Examples:
   stratafs commit web-1-done web-1
@@ -263,37 +281,6 @@ pub(crate) enum Command {
     /// Work on layers in plain directories, without a store
     #[command(subcommand)]
     Layer(Layer),
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Layer {
-    /// Unpack a layer archive from standard input into a directory
-    ///
-    /// Without --overlay the directory is a plain tree, with the layers below already in it: whiteouts
-    /// delete. With it the directory becomes a layer for overlayfs: whiteouts become its marks, in
-    /// trusted.overlay.* xattrs for root and in user.overlay.* ones for all others.
-    ///
-    /// After a failure the directory may hold a part of the layer.
-    #[command(after_help = "Examples:
-  stratafs layer apply rootfs < base.tar
-  stratafs layer apply rootfs < app.tar.gz
-  stratafs layer apply --overlay --parent base app < app.tar.gz")]
-    Apply(LayerApply),
-
-    /// Write what makes one directory from another as a layer archive
-    ///
-    /// Unpacked over LOWER the archive gives UPPER, modification times included. Both are plain trees:
-    /// no name or xattr in them is a mark. Files are equal if type, mode, owner, xattrs, size and
-    /// contents are; contents are not read where modification times are the same to the nanosecond.
-    ///
-    /// With --list it shows the changes instead, a line a path: A (added), M (modified) or D (deleted),
-    /// a space, and the path. What differs in modification times alone is packed, but not listed.
-    #[command(after_help = "Examples:
-  stratafs layer diff before after > layer.tar
-  stratafs layer diff before after -o layer.tar
-  stratafs layer diff --list before after
-  stratafs layer diff before after | stratafs layer apply copy-of-before")]
-    Diff(LayerDiff),
 }
 
 #[derive(Debug, Args)]
@@ -458,6 +445,27 @@ pub(crate) struct Umount {
 }
 
 #[derive(Debug, Args)]
+#[group(skip)]
+pub(crate) struct Settle {
+    /// The snapshot, which must be active
+    #[arg(required_unless_present = "upper", conflicts_with = "upper")]
+    pub(crate) key: Option<String>,
+    /// A layer below, the topmost first; may be repeated
+    #[arg(long = "lower", value_name = "DIR", requires = "upper")]
+    pub(crate) lowers: Vec<PathBuf>,
+    /// The layer to settle
+    #[arg(long, value_name = "DIR", requires = "lowers", requires = "work")]
+    pub(crate) upper: Option<PathBuf>,
+    /// The work directory that it was mounted with
+    #[arg(long, value_name = "DIR", requires = "upper")]
+    pub(crate) work: Option<PathBuf>,
+    /// The format of all these layers: overlay-trusted, overlay-user or aufs. Default: overlay-trusted
+    /// where this process may use it, else overlay-user
+    #[arg(long, requires = "upper")]
+    pub(crate) format: Option<LayerFormat>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Commit {
     /// What to call the committed snapshot
     pub(crate) name: String,
@@ -494,38 +502,6 @@ pub(crate) struct Rm {
     /// Snapshots and images
     #[arg(required = true, value_name = "NAME")]
     pub(crate) names: Vec<String>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct LayerApply {
-    /// Make a layer in overlayfs' format
-    #[arg(long)]
-    pub(crate) overlay: bool,
-    /// A tree below, topmost first: missing parent directories take their attributes from there
-    #[arg(long = "parent", value_name = "DIR")]
-    pub(crate) parents: Vec<PathBuf>,
-    /// How many threads work on it at most. Default: 3, which read, digest and write
-    #[arg(long, value_name = "N")]
-    pub(crate) threads: Option<usize>,
-    /// The directory to unpack into
-    pub(crate) root: PathBuf,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct LayerDiff {
-    /// Show the changes, and pack nothing
-    #[arg(long, conflicts_with = "output")]
-    pub(crate) list: bool,
-    /// With --list: end lines by NUL, since names may have line feeds
-    #[arg(short = '0', long, requires = "list")]
-    pub(crate) null: bool,
-    /// Where to, or - for standard output
-    #[arg(short, long, value_name = "FILE", default_value = "-")]
-    pub(crate) output: PathBuf,
-    /// The directory as it was
-    pub(crate) lower: PathBuf,
-    /// The directory as it is to be
-    pub(crate) upper: PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -5,6 +5,7 @@ mod adopt;
 mod images;
 mod layers;
 mod mounts;
+mod settle;
 mod snapshots;
 mod upkeep;
 
@@ -56,6 +57,7 @@ pub(crate) fn run(context: &Context, command: Command) -> Result {
         Command::Mounts(args) => mounts::mounts(context, &args),
         Command::Mount(args) => mounts::mount(context, &args),
         Command::Umount(args) => mounts::umount(context, &args),
+        Command::Settle(args) => settle::settle(context, args),
         Command::Commit(args) => snapshots::commit(context, args),
         Command::Diff(args) => layers::diff(context, &args),
         Command::Ls(args) => snapshots::ls(context, &args),

@@ -281,7 +281,7 @@ impl Report for Listing {
 
 #[derive(Debug, Serialize)]
 #[serde(transparent)]
-struct Used(Usage);
+pub(super) struct Used(pub(super) Usage);
 
 impl Report for Used {
     fn text(&self, out: &mut dyn Write) -> io::Result<()> {
