@@ -54,6 +54,7 @@ fn main() {
         trial("a_store_that_lost_its_metadata_is_not_an_empty_one", lost_metadata),
         trial("an_input_that_cannot_be_a_layer_is_named", inputs_are_named),
         trial("foreign_layers_are_adopted_and_told_of", foreign_layers),
+        trial("settle_makes_a_layer_stand_on_its_own", settle),
     ];
     // As root it would be the machine's own store.
     let reason = if root { "not for root" } else { "" };
@@ -93,6 +94,35 @@ fn trial(name: &str, test: fn()) -> Trial {
         test();
         Ok::<(), Failed>(())
     })
+}
+
+fn settle() {
+    let fixture = Fixture::new();
+    fixture.ok(&["prepare", "a"]);
+    assert!(fixture.ok(&["settle", "a"]).ends_with(", 1 inodes\n"));
+    let usage: Value = serde_json::from_str(&fixture.ok(&["--json", "settle", "a"])).unwrap();
+    assert_eq!(usage["inodes"], 1);
+
+    // A layer in a directory, from which a lower one was renamed.
+    for dir in ["lower/d", "upper/e", "work"] {
+        fs::create_dir_all(fixture.path(dir)).unwrap();
+    }
+    fixture.file("lower/d/file", b"text");
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(fixture.path("upper/e"), "user.overlay.redirect", b"/d", flags).unwrap();
+    let mut command = vec!["settle", "--lower", "lower", "--upper", "upper", "--work", "work"];
+    command.extend(["--format", "overlay-user"]);
+    if cfg!(not(feature = "fuse")) {
+        fixture.run(&command).fails(2, &["feature", "fuse"]);
+        return;
+    }
+    fixture.run(&[&command[..], &["--lower", "nothing"]].concat()).fails(4, &["nothing"]);
+    let out = fixture.ok(&command);
+    assert_eq!(out, "1 renamed directories, 1 entries copied, 4 B\n");
+    assert_eq!(fs::read(fixture.path("upper/e/file")).unwrap(), b"text");
+    command.insert(0, "--json");
+    let settled: Value = serde_json::from_str(&fixture.ok(&command)).unwrap();
+    assert_eq!(settled, serde_json::json!({"directories": 0, "copied": 0, "bytes": 0}));
 }
 
 // --- the program -------------------------------------------------------------------------------
@@ -328,6 +358,12 @@ fn a_wrong_command_line() {
     ] {
         fixture.run(&[command]).is_refused(&["required"]);
     }
+    fixture.run(&["settle"]).is_refused(&["required", "KEY"]);
+    fixture.run(&["settle", "--upper", "u", "--work", "w"]).is_refused(&["--lower"]);
+    fixture.run(&["settle", "--upper", "u", "--lower", "l"]).is_refused(&["--work"]);
+    fixture.run(&["settle", "a", "--lower", "l"]).is_refused(&["--upper"]);
+    let all = ["settle", "--lower", "l", "--upper", "u", "--work", "w", "--format", "zfs"];
+    fixture.run(&all).is_refused(&["zfs", "overlay-user"]);
     let not_utf8 = OsStr::from_bytes(b"k\xff");
     let refused = Run::of(fixture.command(&["prepare"]).arg(not_utf8));
     refused.is_refused(&["UTF-8"]);
@@ -345,6 +381,7 @@ fn what_is_not_there() {
     for arguments in [
         &["mounts", "nobody"][..],
         &["mount", "nobody", "."],
+        &["settle", "nobody"],
         &["commit", "name", "nobody"],
         &["commit", "name", "a", "--parent", "nobody"],
         &["prepare", "b", "nobody"],
@@ -426,6 +463,7 @@ fn a_wrong_state() {
     fixture.ok(&["prepare", "a", "base"]);
     fixture.run(&["rm", "base"]).fails(6, &["base"]);
     fixture.run(&["mounts", "base"]).fails(6, &["base"]);
+    fixture.run(&["settle", "base"]).fails(6, &["base"]);
     fixture.run(&["commit", "b", "base"]).fails(6, &["base"]);
     fixture.run(&["save", "a", "-o", "out"]).fails(6, &["\"a\""]);
     // What went before the one that could not be removed is told.

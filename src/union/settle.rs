@@ -12,8 +12,9 @@
 //!    redirect goes, and the opaque mark, too, where there is nothing below to hide.
 //!
 //! A kill at any moment leaves a tree that can be used and settled again. What was copied stays copied
-//! when it is cancelled. Times of directories stay as they were. A directory that has a redirect though
-//! it is opaque is one at which an earlier settling came to its third step: that is taken up again.
+//! when it is cancelled. A directory that has a redirect though it is opaque is one at which an earlier
+//! settling came to its third step: that is taken up again. Times of directories stay as they were, but
+//! for that of one whose names were just being changed at a kill.
 
 use std::ffi::OsStr;
 use std::io;
