@@ -361,10 +361,9 @@ impl Filesystem for UnionFs {
         reply: ReplyWrite,
     ) {
         let kill = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID).then(|| caller(request));
-        let held_back = flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let written =
-            serve("write", || self.union.write(&self.node(ino)?, offset, data, kill, held_back));
-        match written {
+        // Only with writeback does the kernel tell the time.
+        let late = self.writeback && flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        match serve("write", || self.union.write(&self.node(ino)?, offset, data, kill, late)) {
             Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)),
             Err(e) => reply.error(e),
         }

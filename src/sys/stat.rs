@@ -41,6 +41,14 @@ pub(crate) struct Time {
     pub(crate) nanos: u32,
 }
 
+impl Time {
+    /// What the clock says.
+    pub(crate) fn now() -> Time {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        Time { secs: now.tv_sec, nanos: u32::try_from(now.tv_nsec).unwrap_or(0) }
+    }
+}
+
 /// What `stat(2)` tells of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stat {

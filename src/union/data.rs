@@ -17,6 +17,9 @@ use crate::sys::errno::Code;
 use crate::sys::file::{self, Seek};
 use crate::sys::stat::FileType;
 
+/// No clock's tick is longer: seconds, as whole ones are compared.
+const LONGEST_TICK: i64 = 1;
+
 impl Union {
     /// Reads into `buffer`, and tells how many bytes; fewer than fit only at the end of the file.
     pub(crate) fn read(
@@ -40,7 +43,9 @@ impl Union {
     ///
     /// What was `held_back` was written earlier, at a time that the kernel tells by itself, before or after;
     /// if it tells none, the file had that time already. A copy of a lower file gets a time of now until
-    /// then, so that a kill in between leaves no changed file that looks unchanged.
+    /// then, so that a kill in between leaves no changed file that looks unchanged: but not if the lower
+    /// file is so new that it may have been written within the same tick of the kernel's clock, for then
+    /// nothing is told.
     pub(crate) fn write(
         &self,
         node: &Arc<Node>,
@@ -58,10 +63,11 @@ impl Union {
         }
         // With the lock, so that no time that is set in between is lost.
         let time_is_set = node.time_is_set.lock();
-        if node.lower.is_some() && !*time_is_set {
+        let before = file::modified(&open.file)?;
+        let is_new = before.secs >= self.opened.secs.saturating_sub(LONGEST_TICK);
+        if node.lower.is_some() && !*time_is_set && !is_new {
             return open.file.write_all_at(data, offset);
         }
-        let before = file::modified(&open.file)?;
         open.file.write_all_at(data, offset)?;
         file::set_modified(&open.file, before)
     }

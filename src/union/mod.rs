@@ -82,7 +82,7 @@ use crate::sys::dir::Dir;
 use crate::sys::errno::Code;
 use crate::sys::file;
 use crate::sys::lock::Flock;
-use crate::sys::stat::FileType;
+use crate::sys::stat::{FileType, Time};
 
 /// A union of branches, at work.
 #[derive(Debug)]
@@ -96,6 +96,8 @@ pub(crate) struct Union {
     links: Links,
     /// How many files were copied up: a lookup that saw the lower file begins anew if this has changed.
     published: AtomicU64,
+    /// Since when it may be used.
+    opened: Time,
     /// The file systems of the branches: what they tell of themselves, and their device number.
     file_systems: Vec<FileSystem>,
     copiers: Mutex<Vec<Copier>>,
@@ -167,6 +169,7 @@ impl Union {
             tree: RwLock::new(()),
             links: Links::default(),
             published: AtomicU64::new(0),
+            opened: Time::now(),
             file_systems,
             copiers: Mutex::default(),
             #[cfg(test)]

@@ -6,6 +6,7 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, UNIX_EPOCH};
 
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
@@ -27,10 +28,14 @@ pub const TESTS: &[(&str, fn())] = &[
     ("long_redirects_are_refused_or_right", long_redirects),
     ("read_only_unions_refuse_writes", read_only),
     ("file_times_are_those_of_the_last_write", times_after_writes),
+    ("mapped_writes_change_the_time", mapped_writes),
 ];
 
 /// Those that no other file system has an option for.
-pub const OWN: &[(&str, fn())] = &[("without_writeback_a_write_fails_itself", failing_writes)];
+pub const OWN: &[(&str, fn())] = &[
+    ("without_writeback_a_write_fails_itself", failing_writes),
+    ("mapped_writes_change_the_time_also_without_writeback", mapped_without_writeback),
+];
 
 fn truncating_opens() {
     let stage = Stage::new(1);
@@ -520,6 +525,43 @@ fn times_after_writes() {
     union.forget();
     for (path, time) in &times {
         assert_eq!(calls::mtime(path), *time, "{}, asked again", path.display());
+    }
+    stage.survives(union);
+}
+
+fn mapped_writes() {
+    mapped_writes_on(&Stage::new(1));
+}
+
+fn mapped_without_writeback() {
+    let mut stage = Stage::new(1);
+    stage.more = ",writeback=off".to_owned();
+    mapped_writes_on(&stage);
+}
+
+fn mapped_writes_on(stage: &Stage) {
+    let age = |path: &Path| {
+        let file = File::options().write(true).open(path).unwrap();
+        file.set_modified(UNIX_EPOCH + Duration::from_secs(1000)).unwrap();
+    };
+    write(&stage.lower("low"), "content");
+    age(&stage.lower("low"));
+    let union = stage.mount();
+    write(&union.join("up"), "content");
+    age(&union.join("up"));
+    for name in ["low", "up"] {
+        let path = union.join(name);
+        assert_eq!(calls::mtime(&path), (1000, 0), "{name}");
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        let mut mapping = calls::Mapping::new(&file, 7, true).unwrap();
+        mapping.write(0, b"C");
+        mapping.sync().unwrap();
+        drop(mapping);
+        drop(file);
+        assert!(calls::mtime(&path).0 > 1000, "{name}");
+        union.forget();
+        assert!(calls::mtime(&path).0 > 1000, "{name}, asked again");
+        assert_eq!(read(&path), "Content");
     }
     stage.survives(union);
 }

@@ -130,7 +130,9 @@ fn a_removed_directory_that_is_open_can_be_changed() {
 #[test]
 fn what_was_held_back_is_written_at_the_time_that_was_set() {
     let fixture = Fixture::new(LayerFormat::OverlayUser);
-    fs::write(fixture.path("bottom/a"), "a").unwrap();
+    let old = fs::File::create(fixture.path("bottom/a")).unwrap();
+    old.set_modified(std::time::UNIX_EPOCH).unwrap();
+    fs::write(fixture.path("bottom/new"), "a").unwrap();
     let u = fixture.open();
     let a = u.walk("a").unwrap();
     let time = |secs| SetTime::To(Time { secs, nanos: 5 });
@@ -143,6 +145,13 @@ fn what_was_held_back_is_written_at_the_time_that_was_set() {
     assert_eq!(modified(), 1000);
     u.write(&a, 2, b"z", None, false).unwrap();
     assert!(modified() > 1_000_000_000, "what is written now");
+
+    let new = u.walk("new").unwrap();
+    let before = u.attr(&new).unwrap().mtime;
+    u.write(&new, 0, b"x", None, true).unwrap();
+    assert_eq!(u.attr(&new).unwrap().mtime, before, "the kernel has no other time to tell");
+    u.write(&new, 0, b"x", None, true).unwrap();
+    assert_eq!(u.attr(&new).unwrap().mtime, before);
 }
 
 #[test]
