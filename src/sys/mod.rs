@@ -25,3 +25,4 @@ pub(crate) mod umask;
 pub(crate) mod userns;
 pub(crate) mod wait;
 pub(crate) mod xattr;
+mod xattr_at;

@@ -7,10 +7,11 @@ use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
 use super::dir::{Dir, proc_path};
+use super::xattr_at as at;
 use crate::path::Name;
 
-/// Whose attributes: an open file's (a bare descriptor, O_PATH, will do), or a child's (the child of a directory is reached through
-/// `/proc/self/fd`, its own name not followed, so that links, fifos and devices work).
+/// Whose attributes: an open file's (a bare descriptor, O_PATH, will do), or a directory's child's, which
+/// may be a link, fifo or device as well.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Of<'a> {
     Fd(BorrowedFd<'a>),
@@ -56,9 +57,7 @@ pub(crate) fn get(of: Of<'_>, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
                 }
                 read => read,
             },
-            Of::Child(dir, name) => {
-                rustix::fs::lgetxattr(proc_path(dir, Some(name)), key, value.as_mut_slice())
-            }
+            Of::Child(dir, name) => at::get(dir, name, key, &mut value),
         };
         match read {
             Ok(len) => {
@@ -83,9 +82,7 @@ pub(crate) fn list(of: Of<'_>) -> io::Result<Vec<Vec<u8>>> {
                 }
                 read => read,
             },
-            Of::Child(dir, name) => {
-                rustix::fs::llistxattr(proc_path(dir, Some(name)), buffer.as_mut_slice())
-            }
+            Of::Child(dir, name) => at::list(dir, name, &mut buffer),
         };
         match read {
             Ok(len) => {
@@ -122,9 +119,7 @@ pub(crate) fn set_if(of: Of<'_>, key: &[u8], value: &[u8], presence: OnPresence)
             Err(Errno::BADF) => rustix::fs::setxattr(proc_path(fd, None), key, value, flags),
             set => set,
         },
-        Of::Child(dir, name) => {
-            rustix::fs::lsetxattr(proc_path(dir, Some(name)), key, value, flags)
-        }
+        Of::Child(dir, name) => at::set(dir, name, key, value, flags),
     };
     Ok(set?)
 }
@@ -144,7 +139,7 @@ pub(crate) fn remove_existing(of: Of<'_>, key: &[u8]) -> io::Result<()> {
             Err(Errno::BADF) => rustix::fs::removexattr(proc_path(fd, None), key),
             removed => removed,
         },
-        Of::Child(dir, name) => rustix::fs::lremovexattr(proc_path(dir, Some(name)), key),
+        Of::Child(dir, name) => at::remove(dir, name, key),
     }?)
 }
 
@@ -154,6 +149,13 @@ mod tests {
 
     #[test]
     fn sets_reads_lists_and_removes() {
+        sets_and_removes();
+        at::tests::ABSENT.set(true);
+        sets_and_removes();
+        at::tests::ABSENT.set(false);
+    }
+
+    fn sets_and_removes() {
         let tmp = tempfile::tempdir_in("/var/tmp").unwrap();
         let dir = Dir::open(tmp.path()).unwrap();
         let name = Name::new("f").unwrap();

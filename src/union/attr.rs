@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::Union;
 use super::caller::Caller;
 use super::copyup::Data;
-use super::node::{Node, Place, State};
+use super::node::{Node, Place, Real, State};
+use super::xattr::ZERO_DEVICE_FILE;
 use crate::layer::LayerFormat;
 use crate::sys::errno::Code;
 use crate::sys::file::{self, FileSystemStat, SetTime};
@@ -90,6 +91,25 @@ impl Union {
         })
     }
 
+    /// As [`Union::attr`], of a node that was just found with these attributes: they are not asked for
+    /// again if they are still those of its file.
+    pub(super) fn attr_as_found(&self, node: &Arc<Node>, found: &Stat) -> io::Result<Attr> {
+        let may_be_marked = found.mode == ZERO_DEVICE_FILE && found.is_file();
+        if !may_be_marked {
+            let real = Some(Real::from(found));
+            let state = node.state.lock();
+            let holds = match &state.place {
+                Place::Lower(_) => node.lower == real,
+                Place::Upper => node.upper() == real,
+                Place::Pinned(_) | Place::Linked(_) => false,
+            };
+            if holds {
+                return Ok(self.attr_of(node, &state, found));
+            }
+        }
+        self.attr(node)
+    }
+
     /// What is shown of a file with these attributes.
     fn shown(
         &self,
@@ -99,7 +119,17 @@ impl Union {
         format: Option<LayerFormat>,
         stat: &Stat,
     ) -> io::Result<Attr> {
-        let mut attr = Attr {
+        let mut attr = self.attr_of(node, state, stat);
+        if let Some(mode) = Self::zero_device_mode(place, format, stat)? {
+            attr.kind = FileType::CharDevice;
+            attr.mode = mode;
+        }
+        Ok(attr)
+    }
+
+    /// As [`Union::shown`], of what is no marked file.
+    fn attr_of(&self, node: &Node, state: &State, stat: &Stat) -> Attr {
+        Attr {
             ino: node.id,
             generation: node.generation,
             kind: stat.file_type,
@@ -114,12 +144,7 @@ impl Union {
             atime: stat.atime,
             mtime: stat.mtime,
             ctime: stat.ctime,
-        };
-        if let Some(mode) = Self::zero_device_mode(place, format, stat)? {
-            attr.kind = FileType::CharDevice;
-            attr.mode = mode;
         }
-        Ok(attr)
     }
 
     fn link_count(&self, node: &Node, state: &State, stat: &Stat) -> u64 {
@@ -158,10 +183,10 @@ impl Union {
             return self.attr(node);
         }
         self.writable()?;
-        if self.changes_nothing(node, set)? {
+        if let Some(attr) = self.unchanged(node, set)? {
             let in_upper = node.state.lock().is_upper();
             *node.time_is_set.lock() |= in_upper;
-            return self.attr(node);
+            return Ok(attr);
         }
         let owner = |map: &crate::idmap::IdMap, id: Option<u32>| match id {
             None => Ok(None),
@@ -208,17 +233,18 @@ impl Union {
         self.attr(node)
     }
 
-    /// Whether only times are to be set to what they are: the kernel writes back those it has cached
-    /// whenever a file is unlinked or renamed, and that is no reason to copy it.
-    fn changes_nothing(&self, node: &Arc<Node>, set: &SetAttr) -> io::Result<bool> {
-        let SetTime::To(mtime) = set.mtime else { return Ok(false) };
+    /// The attributes, if only times are to be set to what they are: the kernel writes back those it has
+    /// cached whenever a file is unlinked or renamed, and that is no reason to copy it.
+    fn unchanged(&self, node: &Arc<Node>, set: &SetAttr) -> io::Result<Option<Attr>> {
+        let SetTime::To(mtime) = set.mtime else { return Ok(None) };
         let only_times = set.mode.is_none()
             && set.uid.is_none()
             && set.gid.is_none()
             && set.size.is_none()
             && set.atime == SetTime::Keep
             && set.ctime;
-        Ok(only_times && self.attr(node)?.mtime == mtime)
+        let attr = if only_times { Some(self.attr(node)?) } else { None };
+        Ok(attr.filter(|attr| attr.mtime == mtime))
     }
 
     /// Sets a file's size.

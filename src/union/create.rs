@@ -23,7 +23,7 @@ use crate::path::{NAME_MAX, Name, RelPath};
 use crate::sys::dir::{Dir, Node as Special, OnExisting};
 use crate::sys::errno::Code;
 use crate::sys::file::{self, Place};
-use crate::sys::stat::{FileType, Stat};
+use crate::sys::stat::{self, FileType, Stat};
 use crate::sys::umask;
 
 /// What is to be made.
@@ -77,9 +77,9 @@ impl Union {
         let make = Make { uid, gid, ..make.clone() };
         let _names = parent.names.lock();
         let (view, dir) = self.parent_dir(upper, parent)?;
-        let made = match self.ground(upper, &view, &dir, name)? {
-            Ground::Free => make_in(upper.format, &dir, name, &make)?,
-            Ground::Whiteout => {
+        let made = match self.make_if_free(upper, (&view, &dir), name, &make)? {
+            Some(made) => made,
+            None => {
                 let nursery = upper.work.nursery(&dir)?;
                 let made = make_in(upper.format, &nursery.dir, name, &make)?;
                 if make.file == NewFile::Directory {
@@ -99,7 +99,28 @@ impl Union {
             self.table.descriptors.keep_file(node.generation, &open);
         }
         self.listed(parent, name);
-        self.entry(node)
+        self.entry_as_found(node, &made.stat)
+    }
+
+    /// Makes a file; none if a whiteout is in the way.
+    fn make_if_free(
+        &self,
+        upper: &UpperBranch,
+        (view, dir): (&View, &Dir),
+        name: &Name,
+        make: &Make,
+    ) -> io::Result<Option<Made>> {
+        // Where nothing else can be in the way than what the upper has there, the attempt tells.
+        if view.lowers.is_empty() && upper.format.xattr_prefix().is_some() {
+            match make_in(upper.format, dir, name, make) {
+                Err(e) if Code::Exists.is(&e) => {}
+                made => return made.map(Some),
+            }
+        }
+        match self.ground(upper, view, dir, name)? {
+            Ground::Free => make_in(upper.format, dir, name, make).map(Some),
+            Ground::Whiteout => Ok(None),
+        }
     }
 
     /// Gives a file another name, and counts a lookup of it.
@@ -248,7 +269,7 @@ fn make_in(format: LayerFormat, dir: &Dir, name: &Name, make: &Make) -> io::Resu
             dir.make_node(name, Special::Block { major: *major, minor: *minor }, mode)?;
         }
     }
-    let owned = own(dir, name, make);
+    let owned = own(dir, name, make, file.as_ref());
     let marked = owned.and_then(|stat| {
         if device {
             dir.chmod_at(name, ZERO_DEVICE_FILE)?;
@@ -274,8 +295,9 @@ fn make_in(format: LayerFormat, dir: &Dir, name: &Name, make: &Make) -> io::Resu
 }
 
 /// Gives a new file its owner, and the bits of its mode that depend on that.
-fn own(dir: &Dir, name: &Name, make: &Make) -> io::Result<Stat> {
-    let stat = dir.stat_at(name)?;
+fn own(dir: &Dir, name: &Name, make: &Make, file: Option<&File>) -> io::Result<Stat> {
+    let look = || file.map_or_else(|| dir.stat_at(name), stat::fstat);
+    let stat = look()?;
     // The group of a setgid directory has been handed down.
     let inherits = (stat.gid != make.gid) && dir.stat()?.mode & SETGID != 0;
     let gid = if inherits { stat.gid } else { make.gid };
@@ -290,7 +312,7 @@ fn own(dir: &Dir, name: &Name, make: &Make) -> io::Result<Stat> {
     if special != 0 {
         dir.chmod_at(name, stat.mode | special)?;
     }
-    if given || special != 0 { dir.stat_at(name) } else { Ok(stat) }
+    if given || special != 0 { look() } else { Ok(stat) }
 }
 
 impl NewFile {

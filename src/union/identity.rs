@@ -68,21 +68,30 @@ impl Union {
         Ok(known.map(|fs| Real { dev: fs.dev, ino: u64::from_le_bytes(ino) }))
     }
 
-    /// The numbers that a file may have, best first.
-    fn candidates(&self, found: &Found) -> io::Result<Vec<NodeId>> {
+    /// The numbers that a file may have, best first; without a look at the file itself.
+    fn candidates_at_hand(&self, found: &Found) -> Vec<NodeId> {
         let real = Real::from(&found.stat);
-        let mut ids = Vec::with_capacity(3);
+        let mut ids = Vec::with_capacity(4);
         if let Some(linked) = self.linked(found) {
             ids.push(linked.id);
         }
         ids.extend(self.table.other_id(real));
+        ids.extend(self.table.direct_id(real));
+        ids
+    }
+
+    /// The numbers that a file may have, best first.
+    fn candidates(&self, found: &Found) -> io::Result<Vec<NodeId>> {
+        let mut ids = self.candidates_at_hand(found);
+        let direct = self.table.direct_id(Real::from(&found.stat));
+        let last = ids.len().saturating_sub(usize::from(direct.is_some()));
         if let (Some(upper), Some(dir)) = (&self.upper, &found.upper)
             && matches!(found.stat.file_type, FileType::Regular | FileType::Directory)
             && let Some(origin) = self.read_origin(upper.format, Of::Child(dir, &found.name))?
         {
-            ids.extend(self.table.direct_id(origin));
+            // Before its own.
+            ids.splice(last..last, self.table.direct_id(origin));
         }
-        ids.extend(self.table.direct_id(real));
         Ok(ids)
     }
 
@@ -95,14 +104,14 @@ impl Union {
 
     /// The node of what was found in `parent`, if it is known.
     pub(super) fn known(&self, parent: &Arc<Node>, found: &Found) -> io::Result<Option<Arc<Node>>> {
-        for id in self.candidates(found)? {
-            if let Some(node) = self.table.get(id)
-                && self.is_same(&node, parent, found, None)
-            {
-                return Ok(Some(node));
-            }
+        let first_of = |ids: &[NodeId]| {
+            let mut nodes = ids.iter().filter_map(|id| self.table.get(*id));
+            nodes.find(|node| self.is_same(node, parent, found, None))
+        };
+        if let Some(node) = first_of(&self.candidates_at_hand(found)) {
+            return Ok(Some(node));
         }
-        Ok(None)
+        Ok(first_of(&self.candidates(found)?))
     }
 
     /// The node of what was found in `parent`, made if it is not known. `since` is how many files had
@@ -114,6 +123,14 @@ impl Union {
         since: u64,
     ) -> io::Result<Identified> {
         let real = Real::from(&found.stat);
+        for id in self.candidates_at_hand(&found) {
+            if let Some(node) = self.table.get(id)
+                && self.is_same(&node, parent, &found, Some(since))
+            {
+                self.note_link(&node, parent, &found);
+                return Ok(Identified::Node(node));
+            }
+        }
         let mut ids = self.candidates(&found)?;
         for id in &ids {
             if let Some(node) = self.table.get(*id) {

@@ -63,14 +63,21 @@ impl Union {
     /// ENOTDIR if `parent` is none; ENAMETOOLONG for what no file can be called here; and those of the
     /// layers' file systems.
     pub(crate) fn lookup(&self, parent: &Arc<Node>, name: &Name) -> io::Result<Option<Entry>> {
-        match self.resolve(parent, name)? {
+        match self.resolve_with_stat(parent, name)? {
             None => match &self.upper {
                 // Not only absent: it can never be there.
                 Some(upper) if is_too_long(upper.format, name) => Err(Code::NameTooLong.into()),
                 _ => Ok(None),
             },
-            Some(node) => self.entry(node).map(Some),
+            Some((node, stat)) => self.entry_as_found(node, &stat).map(Some),
         }
+    }
+
+    /// As [`Union::entry`], of a node that was just found with these attributes.
+    pub(super) fn entry_as_found(&self, node: Arc<Node>, stat: &Stat) -> io::Result<Entry> {
+        let attr = self.attr_as_found(&node, stat)?;
+        self.table.retain(&node);
+        Ok(Entry { node, attr })
     }
 
     /// Counts a lookup, and tells what the node is.
@@ -82,12 +89,21 @@ impl Union {
 
     /// The node under a name.
     pub(super) fn resolve(&self, parent: &Arc<Node>, name: &Name) -> io::Result<Option<Arc<Node>>> {
+        Ok(self.resolve_with_stat(parent, name)?.map(|(node, _)| node))
+    }
+
+    fn resolve_with_stat(
+        &self,
+        parent: &Arc<Node>,
+        name: &Name,
+    ) -> io::Result<Option<(Arc<Node>, Stat)>> {
         for _ in 0..MAX_RETRIES {
             let since = self.published.load(Ordering::Acquire);
             let view = self.view(parent)?;
             let Some(found) = self.find(&view, name)? else { return Ok(None) };
+            let stat = found.stat;
             match self.identify(parent, found, since)? {
-                Identified::Node(node) => return Ok(Some(node)),
+                Identified::Node(node) => return Ok(Some((node, stat))),
                 Identified::Changed => {}
             }
         }
@@ -113,7 +129,10 @@ impl Union {
 
     /// What is under a name in a directory.
     pub(super) fn find(&self, view: &View, name: &Name) -> io::Result<Option<Found>> {
-        let below = view.below.join(name);
+        // Of no use but for directories.
+        let below = |stat: &Stat| {
+            if stat.is_dir() { view.below.join(name) } else { RelPath::ROOT }
+        };
         if let (Some(dir), Some(upper)) = (&view.upper, &self.upper) {
             match entry::find(Some(upper.format), dir, name)? {
                 Says::Nothing => {}
@@ -126,7 +145,7 @@ impl Union {
                         lower: None,
                         own_dir: None,
                         lowers: Vec::new(),
-                        below,
+                        below: below(&stat),
                     };
                     if stat.is_dir() && !ends && !self.lowers.is_empty() {
                         self.merge_below(view, &mut found, upper.format, dir)?;
@@ -143,7 +162,7 @@ impl Union {
             lower: Some(place),
             own_dir: None,
             lowers: parts,
-            below,
+            below: below(&stat),
         }))
     }
 

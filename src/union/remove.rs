@@ -42,7 +42,7 @@ impl Union {
             // Else this could be the only name of what was written through another.
             self.place_names(node)?;
         }
-        let whiteout = self.shown_below(&view, name)?.is_some();
+        let whiteout = !victim.in_upper || self.shown_below(&view, name)?.is_some();
         if whiteout {
             self.copy_up_dirs(upper, parent)?;
         }
