@@ -5,13 +5,13 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fuser::{FileAttr, FileType as Kind, INodeNo, TimeOrNow};
+use fuser::{FileAttr, FileType as Kind, INodeNo, Request, TimeOrNow};
 
 use crate::path::{NAME_MAX, Name};
 use crate::sys::errno::Code;
 use crate::sys::file::SetTime;
 use crate::sys::stat::{FileType, Time};
-use crate::union::Attr;
+use crate::union::{Attr, Caller};
 
 /// The bits of a mode that tell the file type, as in `st_mode`.
 const TYPE_MASK: u32 = 0o170_000;
@@ -140,6 +140,11 @@ pub(super) fn set_time(wanted: Option<TimeOrNow>) -> SetTime {
         Some(TimeOrNow::Now) => SetTime::Now,
         Some(TimeOrNow::SpecificTime(wanted)) => SetTime::To(time(wanted)),
     }
+}
+
+/// Who asks.
+pub(super) fn caller(request: &Request) -> Caller {
+    Caller { uid: request.uid(), gid: request.gid(), pid: request.pid() }
 }
 
 #[cfg(test)]

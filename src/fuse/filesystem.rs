@@ -27,7 +27,7 @@ use super::session::SessionOptions;
 use crate::sys::errno::Code;
 use crate::sys::file::Seek;
 use crate::sys::xattr::OnPresence;
-use crate::union::{Attr, Caller, Entry, Listed, Make, NewFile, Node, RenameMode, SetAttr, Union};
+use crate::union::{Attr, Entry, Listed, Make, NewFile, Node, RenameMode, SetAttr, Union};
 
 /// How long the kernel may rely on what it was told, if for ever: seconds.
 const FOREVER: Duration = Duration::from_secs(1_000_000_000);
@@ -103,6 +103,9 @@ impl UnionFs {
 
 impl Filesystem for UnionFs {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        if self.writeback {
+            self.union.times_will_be_told();
+        }
         self.granted.negotiate(config, self.writeback, self.live);
         Ok(())
     }
@@ -161,7 +164,7 @@ impl Filesystem for UnionFs {
             atime: convert::set_time(atime),
             mtime: convert::set_time(mtime),
             ctime: ctime.is_some(),
-            caller: caller(request),
+            caller: convert::caller(request),
         };
         self.reply_attr(serve("setattr", || self.union.set_attr(&self.node(ino)?, &set)), reply);
     }
@@ -360,9 +363,9 @@ impl Filesystem for UnionFs {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let kill = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID).then(|| caller(request));
-        // Only with writeback does the kernel tell the time.
-        let late = self.writeback && flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let kill =
+            flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID).then(|| convert::caller(request));
+        let late = flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         match serve("write", || self.union.write(&self.node(ino)?, offset, data, kill, late)) {
             Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)),
             Err(e) => reply.error(e),
@@ -492,7 +495,7 @@ impl Filesystem for UnionFs {
         let done = serve("setxattr", || {
             let node = self.node(ino)?;
             let presence = OnPresence::from_raw(flags).ok_or(Code::Invalid)?;
-            self.union.set_xattr(&node, key.as_bytes(), value, presence, caller(request))
+            self.union.set_xattr(&node, key.as_bytes(), value, presence, convert::caller(request))
         });
         reply_empty(done, reply);
     }
@@ -518,7 +521,7 @@ impl Filesystem for UnionFs {
 
     fn removexattr(&self, request: &Request, ino: INodeNo, key: &OsStr, reply: ReplyEmpty) {
         let done = serve("removexattr", || {
-            self.union.remove_xattr(&self.node(ino)?, key.as_bytes(), caller(request))
+            self.union.remove_xattr(&self.node(ino)?, key.as_bytes(), convert::caller(request))
         });
         reply_empty(done, reply);
     }
@@ -535,7 +538,7 @@ impl Filesystem for UnionFs {
     ) {
         let done = serve("fallocate", || {
             let mode = u32::try_from(mode).map_err(|_| Code::Invalid)?;
-            self.union.allocate(&self.node(ino)?, mode, offset, len, caller(request))
+            self.union.allocate(&self.node(ino)?, mode, offset, len, convert::caller(request))
         });
         reply_empty(done, reply);
     }
@@ -583,7 +586,7 @@ impl Filesystem for UnionFs {
             // What fits the answer.
             let len = len.min(1 << 30);
             let (from, to) = ((&from, from_offset), (&to, to_offset));
-            let copied = self.union.copy_range(from, to, len, caller(request))?;
+            let copied = self.union.copy_range(from, to, len, convert::caller(request))?;
             u32::try_from(copied).map_err(|_| Code::Overflow.into())
         });
         match copied {
@@ -591,9 +594,4 @@ impl Filesystem for UnionFs {
             Err(e) => reply.error(e),
         }
     }
-}
-
-/// Who asks.
-fn caller(request: &Request) -> Caller {
-    Caller { uid: request.uid(), gid: request.gid(), pid: request.pid() }
 }

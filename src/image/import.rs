@@ -419,6 +419,7 @@ mod tests {
 
     #[test]
     fn side_by_side_gives_what_one_after_the_other_gives() {
+        crate::sys::file::raise_descriptor_limit();
         let cases: u64 = if std::env::var_os("STRATAFS_FULL").is_some() { 1500 } else { 25 };
         let tmp = tempfile::tempdir().unwrap();
         let path = tmp.path().join("image.tar");

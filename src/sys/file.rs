@@ -306,3 +306,11 @@ pub(crate) fn file_system_stat(fd: impl AsFd) -> io::Result<FileSystemStat> {
 pub(crate) fn descriptor_limit() -> u64 {
     rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
 }
+
+/// As many descriptors as this process may have: the tests beside one another in it need many.
+#[cfg(test)]
+pub(crate) fn raise_descriptor_limit() {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).unwrap();
+}

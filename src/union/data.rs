@@ -3,9 +3,11 @@
 //! Nothing depends on who opened a file or how: the kernel has checked that, and may have collected
 //! what several wrote. So a write may come without an open, and from nobody.
 
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Union;
 use super::caller::Caller;
@@ -41,11 +43,7 @@ impl Union {
 
     /// Writes all of `data`. With `kill` setuid and capabilities go, as when that one writes.
     ///
-    /// What was `held_back` was written earlier, at a time that the kernel tells by itself, before or after;
-    /// if it tells none, the file had that time already. A copy of a lower file gets a time of now until
-    /// then, so that a kill in between leaves no changed file that looks unchanged: but not if the lower
-    /// file is so new that it may have been written within the same tick of the kernel's clock, for then
-    /// nothing is told.
+    /// What was `held_back` was written earlier.
     pub(crate) fn write(
         &self,
         node: &Arc<Node>,
@@ -61,15 +59,34 @@ impl Union {
         if !held_back {
             return open.file.write_all_at(data, offset);
         }
+        self.at_the_told_time(node, &open, |file| file.write_all_at(data, offset))
+    }
+
+    /// Changes a file at a time that the kernel tells by itself, before or after; if it tells none, the file
+    /// had that time already.
+    ///
+    /// A copy of a lower file gets a time of now until then, so that a kill in between leaves no changed
+    /// file that looks unchanged: but not if the lower file is so new that it may have been changed within
+    /// the same tick of the kernel's clock, for then nothing is told.
+    fn at_the_told_time<R>(
+        &self,
+        node: &Node,
+        open: &OpenFile,
+        change: impl FnOnce(&File) -> io::Result<R>,
+    ) -> io::Result<R> {
+        if !self.times_are_told.load(Ordering::Relaxed) {
+            return change(&open.file);
+        }
         // With the lock, so that no time that is set in between is lost.
         let time_is_set = node.time_is_set.lock();
         let before = file::modified(&open.file)?;
         let is_new = before.secs >= self.opened.secs.saturating_sub(LONGEST_TICK);
         if node.lower.is_some() && !*time_is_set && !is_new {
-            return open.file.write_all_at(data, offset);
+            return change(&open.file);
         }
-        open.file.write_all_at(data, offset)?;
-        file::set_modified(&open.file, before)
+        let changed = change(&open.file)?;
+        file::set_modified(&open.file, before)?;
+        Ok(changed)
     }
 
     /// fallocate(2), with its mode as a number.
@@ -83,7 +100,7 @@ impl Union {
     ) -> io::Result<()> {
         let open = self.writable_data(node)?;
         self.drop_privileges(node, caller)?;
-        file::allocate(&open.file, mode, offset, len)
+        self.at_the_told_time(node, &open, |file| file::allocate(file, mode, offset, len))
     }
 
     /// The next data or hole from `offset` on.
@@ -105,10 +122,12 @@ impl Union {
         self.writable_data(to)?;
         self.drop_privileges(to, caller)?;
         // The first, so that a copy within one file has one descriptor.
-        let to = self.writable_data(to)?;
+        let open = self.writable_data(to)?;
         let from = self.data(from)?;
         let len = usize::try_from(len).unwrap_or(usize::MAX);
-        file::copy_range(&from.file, from_offset, &to.file, to_offset, len)
+        self.at_the_told_time(to, &open, |file| {
+            file::copy_range(&from.file, from_offset, file, to_offset, len)
+        })
     }
 
     /// Waits until a file's contents are on disk, and unless `data_only` its attributes.

@@ -54,7 +54,7 @@ mod tests;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -98,6 +98,8 @@ pub(crate) struct Union {
     published: AtomicU64,
     /// Since when it may be used.
     opened: Time,
+    /// Whether the kernel tells when files were changed, and knows it better.
+    times_are_told: AtomicBool,
     /// The file systems of the branches: what they tell of themselves, and their device number.
     file_systems: Vec<FileSystem>,
     copiers: Mutex<Vec<Copier>>,
@@ -170,11 +172,17 @@ impl Union {
             links: Links::default(),
             published: AtomicU64::new(0),
             opened: Time::now(),
+            times_are_told: AtomicBool::new(false),
             file_systems,
             copiers: Mutex::default(),
             #[cfg(test)]
             hooks: tests::Hooks::default(),
         })
+    }
+
+    /// From now on the kernel tells by itself when files were changed (FUSE's writeback).
+    pub(crate) fn times_will_be_told(&self) {
+        self.times_are_told.store(true, Ordering::Relaxed);
     }
 
     /// The root of the union.
