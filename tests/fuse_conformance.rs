@@ -183,6 +183,10 @@ fn fails_no_more_than_the_kernel(stage: &Stage, tolerated: &[&str]) {
 
 const LENGTH: usize = 262_144;
 
+/// As many operations at most as one process of fsx is asked for: it never unmaps what it mapped to read,
+/// and a process may have 65,530 mappings.
+const AT_A_TIME: u32 = 250_000;
+
 /// What fsx does.
 struct Run {
     /// Whether it maps the file.
@@ -214,30 +218,39 @@ fn exercise(mut stage: Stage, run: Run) {
          copy_file_range = 5\n"
     );
     let tools = stage.beside("tools");
-    let file = tools.join("fsx.toml");
-    fs::write(&file, configuration).unwrap();
+    let settings = tools.join("fsx.toml");
+    fs::write(&settings, configuration).unwrap();
     // Of a fixed size, it begins as zeros; else it is cut short at first.
     let content = if fixed { vec![0; LENGTH] } else { vec![b'l'; LENGTH] };
-    fs::write(stage.lower("file"), &content).unwrap();
+    let seed = std::env::var("STRATAFS_SEED").map_or(20_231_117, |seed| seed.parse().unwrap());
+    let parts: Vec<_> = (0..operations.div_ceil(AT_A_TIME))
+        .map(|n| {
+            (format!("file{n}"), seed + u64::from(n), AT_A_TIME.min(operations - n * AT_A_TIME))
+        })
+        .collect();
+    for (name, ..) in &parts {
+        fs::write(stage.lower(name), &content).unwrap();
+    }
     let union = stage.mount();
-    let seed = std::env::var("STRATAFS_SEED").unwrap_or_else(|_| "20231117".to_owned());
-    let output = Command::new(find("fsx").unwrap())
-        .args(["-S", &seed, "-N", &operations.to_string(), "-f"])
-        .arg(&file)
-        .arg("-P")
-        .arg(&tools)
-        .arg(union.join("file"))
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    let tail: Vec<_> = text.lines().rev().take(40).collect();
-    assert!(
-        output.status.success(),
-        "STRATAFS_SEED={seed}: {}: {:#?} {}",
-        output.status,
-        tail.into_iter().rev().collect::<Vec<_>>(),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    assert!(fs::read(stage.lower("file")).unwrap() == content, "the lower was written");
+    for (name, seed, operations) in &parts {
+        let output = Command::new(find("fsx").unwrap())
+            .args(["-S", &seed.to_string(), "-N", &operations.to_string(), "-f"])
+            .arg(&settings)
+            .arg("-P")
+            .arg(&tools)
+            .arg(union.join(name))
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        let tail: Vec<_> = text.lines().rev().take(40).collect();
+        assert!(
+            output.status.success(),
+            "STRATAFS_SEED={seed}: {}: {:#?} {}",
+            output.status,
+            tail.into_iter().rev().collect::<Vec<_>>(),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        assert!(fs::read(stage.lower(name)).unwrap() == content, "the lower was written");
+    }
     stage.survives(union);
 }
