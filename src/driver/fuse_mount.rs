@@ -201,6 +201,12 @@ impl FuseMount {
         self.session.granted()
     }
 
+    /// How many requests the kernel has sent, of each kind of which there was one, by its name in
+    /// `linux/fuse.h` (`lookup`, `read`, ...). What the kernel's caches answer is no request.
+    pub fn requests(&self) -> Vec<(&'static str, u64)> {
+        self.session.requests()
+    }
+
     /// What unmounts it while [`FuseMount::wait`] waits.
     pub fn unmounter(&self) -> FuseUnmounter {
         FuseUnmounter(self.session.mounted().clone())

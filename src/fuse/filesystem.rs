@@ -9,7 +9,6 @@ use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -19,86 +18,22 @@ use fuser::{
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::capabilities::Granted;
 use super::convert;
 use super::latch::Latch;
-use super::reply::{reply_empty, reply_sized, serve};
-use super::session::SessionOptions;
+use super::reply::{reply_empty, reply_sized};
+use super::requests::Operation;
+use super::union_fs::UnionFs;
 use crate::sys::errno::Code;
 use crate::sys::file::Seek;
 use crate::sys::xattr::OnPresence;
-use crate::union::{Attr, Entry, Listed, Make, NewFile, Node, RenameMode, SetAttr, Union};
+use crate::union::{Listed, NewFile, RenameMode, SetAttr};
 
-/// How long the kernel may rely on what it was told, if for ever: seconds.
-const FOREVER: Duration = Duration::from_secs(1_000_000_000);
 /// The most that one write brings, in bytes.
 pub(super) const MAX_WRITE: u32 = 1 << 20;
 
 thread_local! {
     /// What is read goes through it: a new one for each request would have to be made of zeros.
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-/// A union as fuser wants it.
-#[derive(Debug)]
-pub(super) struct UnionFs {
-    union: Arc<Union>,
-    ttl: Duration,
-    writeback: bool,
-    /// Others may change the layers.
-    live: bool,
-    granted: Arc<Granted>,
-    latch: Arc<Latch>,
-}
-
-impl UnionFs {
-    pub(super) fn new(
-        union: Arc<Union>,
-        options: &SessionOptions,
-        granted: Arc<Granted>,
-        latch: Arc<Latch>,
-    ) -> UnionFs {
-        UnionFs {
-            union,
-            ttl: options.timeout.unwrap_or(FOREVER),
-            writeback: options.writeback,
-            live: options.timeout.is_some(),
-            granted,
-            latch,
-        }
-    }
-
-    fn node(&self, ino: INodeNo) -> io::Result<Arc<Node>> {
-        self.union.node(ino.0)
-    }
-
-    fn make(
-        &self,
-        request: &Request,
-        (parent, name): (INodeNo, &OsStr),
-        (file, mode, umask): (NewFile, u32, u32),
-    ) -> io::Result<Entry> {
-        let make =
-            Make { file, mode: mode & 0o7777, umask, uid: request.uid(), gid: request.gid() };
-        self.union.make(&self.node(parent)?, &convert::name(name)?, &make)
-    }
-
-    fn reply_entry(&self, entry: Result<Entry, Errno>, reply: ReplyEntry) {
-        match entry {
-            Ok(entry) => {
-                let attr = convert::attr(&entry.attr);
-                reply.entry(&self.ttl, &attr, Generation(entry.node.generation()));
-            }
-            Err(e) => reply.error(e),
-        }
-    }
-
-    fn reply_attr(&self, attr: Result<Attr, Errno>, reply: ReplyAttr) {
-        match attr {
-            Ok(attr) => reply.attr(&self.ttl, &convert::attr(&attr)),
-            Err(e) => reply.error(e),
-        }
-    }
 }
 
 impl Filesystem for UnionFs {
@@ -114,8 +49,9 @@ impl Filesystem for UnionFs {
         if self.latch.is_asked_for(parent, name) {
             return reply.entry(&Duration::ZERO, &Latch::attr(), Generation(0));
         }
-        let found =
-            serve("lookup", || self.union.lookup(&self.node(parent)?, &convert::name(name)?));
+        let found = self.serve(Operation::Lookup, || {
+            self.union.lookup(&self.node(parent)?, &convert::name(name)?)
+        });
         match found {
             Ok(Some(entry)) => self.reply_entry(Ok(entry), reply),
             Ok(None) => reply.entry(&self.ttl, &convert::no_attr(), Generation(0)),
@@ -125,7 +61,7 @@ impl Filesystem for UnionFs {
 
     fn forget(&self, _: &Request, ino: INodeNo, lookups: u64) {
         // Nobody waits for an answer.
-        let _ = serve("forget", || {
+        let _ = self.serve(Operation::Forget, || {
             self.union.forget(ino.0, lookups);
             Ok(())
         });
@@ -135,7 +71,10 @@ impl Filesystem for UnionFs {
         if Latch::is(ino) {
             return reply.attr(&Duration::ZERO, &Latch::attr());
         }
-        self.reply_attr(serve("getattr", || self.union.attr(&self.node(ino)?)), reply);
+        self.reply_attr(
+            self.serve(Operation::GetAttr, || self.union.attr(&self.node(ino)?)),
+            reply,
+        );
     }
 
     fn setattr(
@@ -166,11 +105,14 @@ impl Filesystem for UnionFs {
             ctime: ctime.is_some(),
             caller: convert::caller(request),
         };
-        self.reply_attr(serve("setattr", || self.union.set_attr(&self.node(ino)?, &set)), reply);
+        self.reply_attr(
+            self.serve(Operation::SetAttr, || self.union.set_attr(&self.node(ino)?, &set)),
+            reply,
+        );
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        match serve("readlink", || self.union.read_link(&self.node(ino)?)) {
+        match self.serve(Operation::ReadLink, || self.union.read_link(&self.node(ino)?)) {
             Ok(target) => reply.data(&target),
             Err(e) => reply.error(e),
         }
@@ -186,7 +128,7 @@ impl Filesystem for UnionFs {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let made = serve("mknod", || {
+        let made = self.serve(Operation::MakeNode, || {
             let (major, minor) = convert::decode_device(rdev);
             let file = NewFile::special(convert::type_of_mode(mode), major, minor);
             self.make(request, (parent, name), (file.ok_or(Code::Invalid)?, mode, umask))
@@ -203,7 +145,7 @@ impl Filesystem for UnionFs {
         umask: u32,
         reply: ReplyEntry,
     ) {
-        let made = serve("mkdir", || {
+        let made = self.serve(Operation::MakeDir, || {
             self.make(request, (parent, name), (NewFile::Directory, mode, umask))
         });
         self.reply_entry(made, reply);
@@ -217,7 +159,7 @@ impl Filesystem for UnionFs {
         target: &std::path::Path,
         reply: ReplyEntry,
     ) {
-        let made = serve("symlink", || {
+        let made = self.serve(Operation::Symlink, || {
             let file = NewFile::Symlink(target.as_os_str().as_bytes().to_vec());
             self.make(request, (parent, name), (file, 0o777, 0))
         });
@@ -234,8 +176,9 @@ impl Filesystem for UnionFs {
         _: i32,
         reply: ReplyCreate,
     ) {
-        let made =
-            serve("create", || self.make(request, (parent, name), (NewFile::Regular, mode, umask)));
+        let made = self.serve(Operation::Create, || {
+            self.make(request, (parent, name), (NewFile::Regular, mode, umask))
+        });
         match made {
             Ok(entry) => reply.created(
                 &self.ttl,
@@ -256,7 +199,7 @@ impl Filesystem for UnionFs {
         new_name: &OsStr,
         reply: ReplyEntry,
     ) {
-        let made = serve("link", || {
+        let made = self.serve(Operation::Link, || {
             let (node, parent) = (self.node(ino)?, self.node(new_parent)?);
             self.union.link(&node, &parent, &convert::name(new_name)?)
         });
@@ -264,13 +207,16 @@ impl Filesystem for UnionFs {
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let done =
-            serve("unlink", || self.union.unlink(&self.node(parent)?, &convert::name(name)?));
+        let done = self.serve(Operation::Unlink, || {
+            self.union.unlink(&self.node(parent)?, &convert::name(name)?)
+        });
         reply_empty(done, reply);
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let done = serve("rmdir", || self.union.rmdir(&self.node(parent)?, &convert::name(name)?));
+        let done = self.serve(Operation::RemoveDir, || {
+            self.union.rmdir(&self.node(parent)?, &convert::name(name)?)
+        });
         reply_empty(done, reply);
     }
 
@@ -284,7 +230,7 @@ impl Filesystem for UnionFs {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let done = serve("rename", || {
+        let done = self.serve(Operation::Rename, || {
             let mode = if flags.is_empty() {
                 RenameMode::Replace
             } else if flags == RenameFlags::RENAME_NOREPLACE {
@@ -308,10 +254,12 @@ impl Filesystem for UnionFs {
     }
 
     fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        self.requests.count(Operation::Open);
         reply.error(Errno::ENOSYS);
     }
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        self.requests.count(Operation::OpenDir);
         if self.live {
             // The kernel would keep listings for as long as the directory's time stays the same, which is
             // that of the topmost layer alone.
@@ -321,6 +269,7 @@ impl Filesystem for UnionFs {
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        self.requests.count(Operation::Flush);
         reply.error(Errno::ENOSYS);
     }
 
@@ -336,7 +285,7 @@ impl Filesystem for UnionFs {
         reply: ReplyData,
     ) {
         BUFFER.with_borrow_mut(|buffer| {
-            let read = serve("read", || {
+            let read = self.serve(Operation::Read, || {
                 let size = usize::try_from(size).map_err(|_| Code::Invalid)?;
                 if buffer.len() < size {
                     buffer.resize(size, 0);
@@ -366,14 +315,16 @@ impl Filesystem for UnionFs {
         let kill =
             flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID).then(|| convert::caller(request));
         let late = flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        match serve("write", || self.union.write(&self.node(ino)?, offset, data, kill, late)) {
+        match self.serve(Operation::Write, || {
+            self.union.write(&self.node(ino)?, offset, data, kill, late)
+        }) {
             Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)),
             Err(e) => reply.error(e),
         }
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, data_only: bool, reply: ReplyEmpty) {
-        let done = serve("fsync", || self.union.sync(&self.node(ino)?, data_only));
+        let done = self.serve(Operation::Fsync, || self.union.sync(&self.node(ino)?, data_only));
         reply_empty(done, reply);
     }
 
@@ -385,7 +336,7 @@ impl Filesystem for UnionFs {
         data_only: bool,
         reply: ReplyEmpty,
     ) {
-        let done = serve("fsyncdir", || self.union.sync(&self.node(ino)?, data_only));
+        let done = self.serve(Operation::FsyncDir, || self.union.sync(&self.node(ino)?, data_only));
         reply_empty(done, reply);
     }
 
@@ -397,7 +348,7 @@ impl Filesystem for UnionFs {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let listed = serve("readdir", || {
+        let listed = self.serve(Operation::ReadDir, || {
             let dir = self.node(ino)?;
             self.union.list(&dir, offset, |cookie, entry| {
                 let (name, attr) = match &entry {
@@ -433,7 +384,7 @@ impl Filesystem for UnionFs {
             let generation = Generation(generation);
             !reply.add(attr.ino, cookie, name, &self.ttl, attr, generation)
         };
-        let listed = serve("readdirplus", || {
+        let listed = self.serve(Operation::ReadDirPlus, || {
             let dir = self.node(ino)?;
             self.union.list(&dir, offset, |cookie, entry| match &entry {
                 // Of these two the kernel takes the number only, and counts no lookup.
@@ -467,7 +418,7 @@ impl Filesystem for UnionFs {
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
         let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-        match serve("statfs", || self.union.file_system()) {
+        match self.serve(Operation::StatFs, || self.union.file_system()) {
             Ok(s) => reply.statfs(
                 s.blocks,
                 s.blocks_free,
@@ -492,7 +443,7 @@ impl Filesystem for UnionFs {
         _: u32,
         reply: ReplyEmpty,
     ) {
-        let done = serve("setxattr", || {
+        let done = self.serve(Operation::SetXattr, || {
             let node = self.node(ino)?;
             let presence = OnPresence::from_raw(flags).ok_or(Code::Invalid)?;
             self.union.set_xattr(&node, key.as_bytes(), value, presence, convert::caller(request))
@@ -501,14 +452,14 @@ impl Filesystem for UnionFs {
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, key: &OsStr, size: u32, reply: ReplyXattr) {
-        let value = serve("getxattr", || {
+        let value = self.serve(Operation::GetXattr, || {
             self.union.xattr(&self.node(ino)?, key.as_bytes())?.ok_or_else(|| Code::NoData.into())
         });
         reply_sized(value, size, reply);
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let keys = serve("listxattr", || {
+        let keys = self.serve(Operation::ListXattr, || {
             let mut list = Vec::new();
             for key in self.union.xattrs(&self.node(ino)?)? {
                 list.extend_from_slice(&key);
@@ -520,7 +471,7 @@ impl Filesystem for UnionFs {
     }
 
     fn removexattr(&self, request: &Request, ino: INodeNo, key: &OsStr, reply: ReplyEmpty) {
-        let done = serve("removexattr", || {
+        let done = self.serve(Operation::RemoveXattr, || {
             self.union.remove_xattr(&self.node(ino)?, key.as_bytes(), convert::caller(request))
         });
         reply_empty(done, reply);
@@ -536,7 +487,7 @@ impl Filesystem for UnionFs {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let done = serve("fallocate", || {
+        let done = self.serve(Operation::Allocate, || {
             let mode = u32::try_from(mode).map_err(|_| Code::Invalid)?;
             self.union.allocate(&self.node(ino)?, mode, offset, len, convert::caller(request))
         });
@@ -554,9 +505,10 @@ impl Filesystem for UnionFs {
     ) {
         // The kernel does not write back first: what it holds would look like a hole.
         if self.writeback {
+            self.requests.count(Operation::Seek);
             return reply.error(Errno::ENOSYS);
         }
-        let found = serve("lseek", || {
+        let found = self.serve(Operation::Seek, || {
             let what = Seek::from_raw(whence).ok_or(Code::Invalid)?;
             let offset = u64::try_from(offset).map_err(|_| Code::Invalid)?;
             let at = self.union.seek(&self.node(ino)?, what, offset)?;
@@ -581,7 +533,7 @@ impl Filesystem for UnionFs {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        let copied = serve("copy_file_range", || {
+        let copied = self.serve(Operation::CopyRange, || {
             let (from, to) = (self.node(from)?, self.node(to)?);
             // What fits the answer.
             let len = len.min(1 << 30);

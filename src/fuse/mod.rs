@@ -7,7 +7,9 @@ mod convert;
 mod filesystem;
 mod latch;
 mod reply;
+mod requests;
 mod session;
+mod union_fs;
 mod view;
 
 pub(crate) use session::{Mounted, Session, SessionOptions, Transport};

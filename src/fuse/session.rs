@@ -12,8 +12,9 @@ use std::time::Duration;
 use fuser::SessionACL;
 
 use super::capabilities::Granted;
-use super::filesystem::UnionFs;
 use super::latch::Latch;
+use super::requests::Requests;
+use super::union_fs::UnionFs;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::sys::dir::Dir;
 use crate::sys::fuse::{self, FuseMount};
@@ -66,6 +67,7 @@ pub(crate) struct Session {
     mounted: Mounted,
     union: Arc<Union>,
     granted: Arc<Granted>,
+    requests: Arc<Requests>,
     server: Option<JoinHandle<io::Result<()>>>,
     /// At whose closing fusermount3 unmounts.
     _auto_unmount: Option<OwnedFd>,
@@ -97,8 +99,14 @@ impl Session {
     ) -> Result<Session> {
         let granted = Arc::new(Granted::default());
         let latch = Arc::new(Latch::new());
-        let fs =
-            UnionFs::new(Arc::clone(&union), options, Arc::clone(&granted), Arc::clone(&latch));
+        let requests = Arc::new(Requests::new());
+        let fs = UnionFs::new(
+            Arc::clone(&union),
+            options,
+            Arc::clone(&granted),
+            Arc::clone(&latch),
+            Arc::clone(&requests),
+        );
         let request = FuseMount {
             source: &options.source,
             attributes: options.attributes,
@@ -153,6 +161,7 @@ impl Session {
             mounted: Mounted { target: target.to_owned(), transport: options.transport, ids },
             union,
             granted,
+            requests,
             server: Some(server),
             _auto_unmount: auto_unmount,
         })
@@ -162,6 +171,11 @@ impl Session {
     /// they were granted.
     pub(crate) fn granted(&self) -> Vec<(&'static str, bool)> {
         self.granted.features()
+    }
+
+    /// How many requests the kernel has sent, of each kind of which there was one.
+    pub(crate) fn requests(&self) -> Vec<(&'static str, u64)> {
+        self.requests.counted()
     }
 
     /// The root of the mount, opened with O_PATH: for its identity (`mountinfo::ids`). It keeps the
