@@ -9,23 +9,25 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
 
 /// The longest name of a directory entry, in bytes (`NAME_MAX`).
 pub const NAME_MAX: usize = 255;
 
-/// One component of a path: any bytes but `/` and NUL, 1 to 255 of them, neither `.` nor `..`.
+/// One component of a path: any bytes but `/` and NUL, 1 to 255 of them, neither `.` nor `..`. Clones
+/// share the bytes.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Name(Vec<u8>);
+pub struct Name(Arc<[u8]>);
 
 impl Name {
     /// Validates `bytes`.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] if they are not a name.
-    pub fn new(bytes: impl Into<Vec<u8>>) -> Result<Self> {
-        let bytes = bytes.into();
+    pub fn new(bytes: impl AsRef<[u8]>) -> Result<Self> {
+        let bytes = bytes.as_ref();
         let reason = if bytes.is_empty() {
             "it is empty"
         } else if bytes == b"." || bytes == b".." {
@@ -37,11 +39,11 @@ impl Name {
         } else if bytes.len() > NAME_MAX {
             "it is longer than 255 bytes"
         } else {
-            return Ok(Name(bytes));
+            return Ok(Name(bytes.into()));
         };
         Err(Error::new(
             ErrorKind::InvalidArgument,
-            format!("{:?} is not a file name: {reason}", OsStr::from_bytes(&bytes)),
+            format!("{:?} is not a file name: {reason}", OsStr::from_bytes(bytes)),
         ))
     }
 
@@ -162,7 +164,7 @@ impl RelPath {
 
     /// The names from the root down.
     pub fn components(&self) -> impl DoubleEndedIterator<Item = Name> + '_ {
-        self.0.split(|b| *b == b'/').filter(|c| !c.is_empty()).map(|c| Name(c.to_vec()))
+        self.0.split(|b| *b == b'/').filter(|c| !c.is_empty()).map(|c| Name(c.into()))
     }
 
     /// Whether `self` is `ancestor` or below it.
@@ -197,7 +199,7 @@ impl AsRef<Path> for RelPath {
 
 impl From<Name> for RelPath {
     fn from(name: Name) -> Self {
-        RelPath(name.0)
+        RelPath(name.as_bytes().to_vec())
     }
 }
 

@@ -159,7 +159,7 @@ impl Union {
             };
         }
         let count = match &state.place {
-            Place::Lower(_) => stat.nlink.saturating_sub(state.unlinked),
+            Place::Lower(_) => stat.nlink.saturating_sub(state.unlinked.into()),
             Place::Linked(_) => match node.lower.and_then(|lower| self.links.of(lower)) {
                 Some(linked) => linked.names(),
                 None => stat.nlink.saturating_sub(1),

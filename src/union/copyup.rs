@@ -248,7 +248,7 @@ impl Union {
                 state.place = Place::Linked(temp.clone());
                 node.unplaced.store(state.links.len() > 1, Ordering::Relaxed);
             }
-            let names = source.stat.nlink.saturating_sub(state.unlinked);
+            let names = source.stat.nlink.saturating_sub(state.unlinked.into());
             if linked {
                 let lower = Real::from(&source.stat);
                 self.links.insert(Linked::new(temp.clone(), node.id, lower, real, names));

@@ -5,7 +5,7 @@
 //! removed leaves a gap. So whoever is in the middle of a listing sees every name that was there all the
 //! time exactly once.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 
@@ -31,11 +31,55 @@ pub(super) struct Listing {
     entries: Mutex<Entries>,
 }
 
+/// Most directories are listed and never changed, so nothing is kept for finding a name before one is
+/// looked for.
 #[derive(Debug, Default)]
 struct Entries {
-    by_cookie: BTreeMap<u64, Arc<Name>>,
-    by_name: HashMap<Arc<Name>, u64>,
+    /// By cookie, growing; without a name where one was removed.
+    all: Vec<(u64, Option<Name>)>,
+    /// How many have no name.
+    gaps: usize,
+    /// The cookies, if a name was looked for.
+    by_name: Option<HashMap<Name, u64>>,
     last: u64,
+}
+
+impl Entries {
+    fn by_name(&mut self) -> &mut HashMap<Name, u64> {
+        let all = &self.all;
+        self.by_name.get_or_insert_with(|| {
+            all.iter().filter_map(|(cookie, name)| Some((name.clone()?, *cookie))).collect()
+        })
+    }
+
+    fn push(&mut self, name: Name) -> u64 {
+        let cookie = self.last.max(DOT_DOT).saturating_add(1);
+        self.last = cookie;
+        self.all.push((cookie, Some(name)));
+        cookie
+    }
+
+    fn add(&mut self, name: &Name) {
+        if !self.by_name().contains_key(name) {
+            let cookie = self.push(name.clone());
+            self.by_name().insert(name.clone(), cookie);
+        }
+    }
+
+    fn remove(&mut self, name: &Name) {
+        let Some(cookie) = self.by_name().remove(name) else { return };
+        if let Ok(at) = self.all.binary_search_by_key(&cookie, |(cookie, _)| *cookie)
+            && let Some((_, name)) = self.all.get_mut(at)
+        {
+            *name = None;
+            self.gaps = self.gaps.saturating_add(1);
+        }
+        if self.gaps > self.all.len() / 2 {
+            self.all.retain(|(_, name)| name.is_some());
+            self.all.shrink_to_fit();
+            self.gaps = 0;
+        }
+    }
 }
 
 /// An entry of a listing.
@@ -45,54 +89,47 @@ pub(crate) enum Listed {
     Dot,
     /// The one above.
     DotDot(Arc<Node>),
-    Name(Arc<Name>),
+    Name(Name),
 }
 
 impl Listing {
-    fn of(names: impl IntoIterator<Item = Name>) -> Listing {
-        let listing = Listing::default();
-        names.into_iter().for_each(|name| listing.add(&name));
-        listing
+    /// Of names that are all different.
+    fn of(names: Vec<Name>) -> Listing {
+        let mut entries = Entries { all: Vec::with_capacity(names.len()), ..Entries::default() };
+        for name in names {
+            entries.push(name);
+        }
+        Listing { entries: Mutex::new(entries) }
     }
 
     pub(super) fn add(&self, name: &Name) {
-        let mut entries = self.entries.lock();
-        if entries.by_name.contains_key(name) {
-            return;
-        }
-        let cookie = entries.last.max(DOT_DOT).saturating_add(1);
-        entries.last = cookie;
-        let name = Arc::new(name.clone());
-        entries.by_name.insert(Arc::clone(&name), cookie);
-        entries.by_cookie.insert(cookie, name);
+        self.entries.lock().add(name);
     }
 
     pub(super) fn remove(&self, name: &Name) {
-        let mut entries = self.entries.lock();
-        if let Some(cookie) = entries.by_name.remove(name) {
-            entries.by_cookie.remove(&cookie);
-        }
+        self.entries.lock().remove(name);
     }
 
     fn is_empty(&self) -> bool {
-        self.entries.lock().by_cookie.is_empty()
+        let entries = self.entries.lock();
+        entries.all.len() <= entries.gaps
     }
 
     /// Makes the names what they are now; those that stay keep their cookies.
-    fn renew(&self, names: Vec<Name>) {
-        let gone: Vec<Arc<Name>> = {
-            let now: std::collections::HashSet<&Name> = names.iter().collect();
-            let entries = self.entries.lock();
-            entries.by_name.keys().filter(|name| !now.contains(&***name)).cloned().collect()
-        };
-        gone.iter().for_each(|name| self.remove(name));
-        names.iter().for_each(|name| self.add(name));
+    fn renew(&self, names: &[Name]) {
+        let now: HashSet<&Name> = names.iter().collect();
+        let mut entries = self.entries.lock();
+        let gone: Vec<Name> =
+            entries.by_name().keys().filter(|name| !now.contains(name)).cloned().collect();
+        gone.iter().for_each(|name| entries.remove(name));
+        names.iter().for_each(|name| entries.add(name));
     }
 
-    fn after(&self, cookie: u64) -> Option<(u64, Arc<Name>)> {
+    /// The first entry after a cookie.
+    fn after(&self, cookie: u64) -> Option<(u64, Name)> {
         let entries = self.entries.lock();
-        let (cookie, name) = entries.by_cookie.range(cookie.saturating_add(1)..).next()?;
-        Some((*cookie, Arc::clone(name)))
+        let first = entries.all.partition_point(|(c, _)| *c <= cookie);
+        entries.all.iter().skip(first).find_map(|(cookie, name)| Some((*cookie, name.clone()?)))
     }
 }
 
@@ -148,7 +185,7 @@ impl Union {
         let names = self.names_in(&self.view(node)?)?;
         if let Some(listing) = known(node) {
             if renew {
-                listing.renew(names);
+                listing.renew(&names);
             }
             return Ok(listing);
         }
@@ -192,12 +229,13 @@ impl Union {
     fn names_in(&self, view: &View) -> io::Result<Vec<Name>> {
         let mut merged = Merged::default();
         if let (Some(dir), Some(upper)) = (&view.upper, &self.upper) {
-            merged.add(upper.format, dir, false)?;
+            merged.add(upper.format, dir, false, view.lowers.is_empty())?;
         }
-        for part in view.lowers.iter() {
+        let lowest = view.lowers.len().saturating_sub(1);
+        for (index, part) in view.lowers.iter().enumerate() {
             let (format, dir) = (self.lower(part.layer)?.format, self.lower_dir(part)?);
             let by_xattr = xattr_whiteout::may_hold(format, &dir)?;
-            merged.add(format, &dir, by_xattr)?;
+            merged.add(format, &dir, by_xattr, index == lowest)?;
         }
         Ok(merged.names)
     }
@@ -208,12 +246,19 @@ impl Union {
 struct Merged {
     names: Vec<Name>,
     /// Those that are shown, and those that are deleted.
-    seen: std::collections::HashSet<Name>,
+    seen: HashSet<Name>,
 }
 
 impl Merged {
-    /// Adds the layer below those that were added; `by_xattr` if files may be whiteouts.
-    fn add(&mut self, format: LayerFormat, dir: &Dir, by_xattr: bool) -> io::Result<()> {
+    /// Adds the layer below those that were added; `by_xattr` if files may be whiteouts, `lowest` if no
+    /// other is below it.
+    fn add(
+        &mut self,
+        format: LayerFormat,
+        dir: &Dir,
+        by_xattr: bool,
+        lowest: bool,
+    ) -> io::Result<()> {
         // A layer's whiteouts say nothing of its own entries, in whatever order they are listed.
         let mut hidden = Vec::new();
         for entry in dir.entries()? {
@@ -236,7 +281,9 @@ impl Merged {
                 hidden.push(name);
                 continue;
             }
-            if self.seen.insert(name.clone()) {
+            let new =
+                if lowest { !self.seen.contains(&name) } else { self.seen.insert(name.clone()) };
+            if new {
                 self.names.push(name);
             }
         }
@@ -264,7 +311,7 @@ mod tests {
 
     #[test]
     fn a_listing_goes_on_after_any_cookie_whatever_changed() {
-        let listing = Listing::of(["a", "b", "c", "d"].map(name));
+        let listing = Listing::of(["a", "b", "c", "d"].map(name).to_vec());
         let all = rest(&listing, 0);
         assert_eq!(all.iter().map(|(c, _)| *c).collect::<Vec<_>>(), [3, 4, 5, 6]);
         listing.remove(&name("b"));
@@ -272,7 +319,31 @@ mod tests {
         listing.add(&name("b"));
         listing.add(&name("a"));
         assert_eq!(rest(&listing, 4), [(6, "d".to_owned()), (7, "b".to_owned())]);
-        listing.renew(["e", "d"].map(name).to_vec());
+        listing.renew(&["e", "d"].map(name));
         assert_eq!(rest(&listing, 0), [(6, "d".to_owned()), (8, "e".to_owned())]);
+    }
+    #[test]
+    fn who_removes_while_listing_sees_every_name_once() {
+        let names: Vec<Name> = (0..100).map(|n| name(&n.to_string())).collect();
+        let listing = Listing::of(names.clone());
+        let (mut at, mut seen) = (0, Vec::new());
+        while let Some((cookie, name)) = listing.after(at) {
+            at = cookie;
+            listing.remove(&name);
+            listing.add(&Name::new(format!("new {cookie}")).unwrap());
+            seen.push(name);
+            if seen.len() == names.len() {
+                break;
+            }
+        }
+        assert_eq!(seen, names);
+        assert_eq!(rest(&listing, at).len(), 100);
+        for n in 3..103 {
+            listing.remove(&name(&format!("new {n}")));
+        }
+        assert!(listing.is_empty());
+        assert_eq!(rest(&listing, 0), []);
+        listing.add(&name("0"));
+        assert_eq!(rest(&listing, at), [(203, "0".to_owned())]);
     }
 }

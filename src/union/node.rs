@@ -13,9 +13,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 
 use super::listing::Listing;
-use super::table::Table;
+use super::table::{Lookups, Table};
 use crate::path::{Name, RelPath};
 use crate::sys::dir::Dir;
 use crate::sys::stat::{FileType, Stat};
@@ -71,15 +72,18 @@ pub(super) enum Place {
 /// A name of a node: the directory and the name in it.
 pub(super) type Link = (Arc<Node>, Name);
 
+/// The names of a node; mostly there is one.
+pub(super) type LinkList = SmallVec<[Link; 1]>;
+
 /// What changes of a node.
 pub(super) struct State {
     /// Changes with everything below, so that who has looked can tell whether it still holds.
-    pub(super) version: u64,
+    pub(super) version: u32,
     /// The names that are known, of directories just one. Empty for the root, and for what was unlinked.
-    pub(super) links: Vec<Link>,
+    pub(super) links: LinkList,
     pub(super) place: Place,
     /// How many names of a file in a lower layer were unlinked.
-    pub(super) unlinked: u64,
+    pub(super) unlinked: u32,
     pub(super) directory: Option<Box<Directory>>,
 }
 
@@ -106,6 +110,7 @@ pub(crate) struct Node {
     /// The file in the upper, once there is one.
     upper: OnceLock<Real>,
     table: Arc<Table>,
+    pub(super) lookups: Lookups,
     /// Whether there may be descriptors of it in the table's cache.
     pub(super) cached: AtomicBool,
     /// Whether its modification time was set by a call. Held while that is done, and while something is
@@ -144,6 +149,7 @@ impl Node {
             lower: new.lower,
             upper,
             table: Arc::clone(table),
+            lookups: Lookups::default(),
             cached: AtomicBool::new(false),
             time_is_set: Mutex::new(false),
             unplaced: AtomicBool::new(false),

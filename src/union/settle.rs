@@ -80,7 +80,7 @@ struct Walk<'a, 'p> {
 struct Frame {
     node: Arc<Node>,
     path: RelPath,
-    names: std::vec::IntoIter<Arc<Name>>,
+    names: std::vec::IntoIter<Name>,
     /// Its contents are to be complete.
     complete: bool,
     /// It is the topmost such: where marks change.

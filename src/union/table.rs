@@ -25,6 +25,26 @@ const INODE_BITS: u32 = 56;
 /// When as many nodes were freed, memory is given back.
 const GIVE_BACK: u64 = 8192;
 
+/// How many lookups the kernel counts of a node. Changed while its shard is locked.
+#[derive(Debug, Default)]
+pub(super) struct Lookups(AtomicU64);
+
+impl Lookups {
+    fn count(&self, more: u64) {
+        self.set(self.0.load(Ordering::Relaxed).saturating_add(more));
+    }
+
+    /// How many are left.
+    fn take_back(&self, less: u64) -> u64 {
+        self.set(self.0.load(Ordering::Relaxed).saturating_sub(less))
+    }
+
+    fn set(&self, n: u64) -> u64 {
+        self.0.store(n, Ordering::Relaxed);
+        n
+    }
+}
+
 /// The nodes that are known.
 #[derive(Debug)]
 pub(super) struct Table {
@@ -41,14 +61,48 @@ pub(super) struct Table {
     pub(super) descriptors: Descriptors,
 }
 
+/// What is under a number. It is small, as are nodes: there may be millions of both.
 #[derive(Debug)]
-struct Slot {
-    node: Weak<Node>,
-    /// The node's: it tells whether this slot is still that node's when it has been taken apart.
-    generation: u64,
-    /// Keeps it while there are lookups.
-    held: Option<Arc<Node>>,
-    lookups: u64,
+enum Slot {
+    /// Nobody counts lookups of it.
+    Known(Weak<Node>),
+    /// Kept while there are lookups: [`Node::lookups`].
+    Held(Arc<Node>),
+}
+
+impl Slot {
+    fn node(&self) -> Option<Arc<Node>> {
+        match self {
+            Slot::Known(node) => node.upgrade(),
+            Slot::Held(node) => Some(Arc::clone(node)),
+        }
+    }
+
+    fn is_of(&self, node: &Node) -> bool {
+        let known = match self {
+            Slot::Known(known) => known.as_ptr(),
+            Slot::Held(held) => Arc::as_ptr(held),
+        };
+        std::ptr::eq(known, node)
+    }
+
+    /// Whether there is no such node any more: then nobody else's is here.
+    fn is_gone(&self) -> bool {
+        match self {
+            Slot::Known(node) => node.strong_count() == 0,
+            Slot::Held(_) => false,
+        }
+    }
+
+    /// Lets go of the node, and gives it back for the caller to drop when no shard is locked.
+    fn let_go(&mut self) -> Option<Arc<Node>> {
+        let Slot::Held(node) = self else { return None };
+        let known = Slot::Known(Arc::downgrade(node));
+        match std::mem::replace(self, known) {
+            Slot::Held(node) => Some(node),
+            Slot::Known(_) => None,
+        }
+    }
 }
 
 impl Table {
@@ -114,25 +168,17 @@ impl Table {
 
     /// The node of this number.
     pub(super) fn get(&self, id: NodeId) -> Option<Arc<Node>> {
-        let shard = self.shard(id)?.lock();
-        let slot = shard.get(&id)?;
-        slot.node.upgrade()
+        self.shard(id)?.lock().get(&id)?.node()
     }
 
     /// Enters a new node under its number; gives back the one that has it already.
     pub(super) fn insert(&self, node: &Arc<Node>) -> Result<(), Arc<Node>> {
         let Some(shard) = self.shard(node.id) else { return Ok(()) };
         let mut shard = shard.lock();
-        if let Some(existing) = shard.get(&node.id).and_then(|slot| slot.node.upgrade()) {
+        if let Some(existing) = shard.get(&node.id).and_then(Slot::node) {
             return Err(existing);
         }
-        let slot = Slot {
-            node: Arc::downgrade(node),
-            generation: node.generation,
-            held: None,
-            lookups: 0,
-        };
-        if shard.insert(node.id, slot).is_none() {
+        if shard.insert(node.id, Slot::Known(Arc::downgrade(node))).is_none() {
             let live = self.live.fetch_add(1, Ordering::Relaxed).saturating_add(1);
             self.peak.fetch_max(live, Ordering::Relaxed);
         }
@@ -144,11 +190,11 @@ impl Table {
         let Some(shard) = self.shard(node.id) else { return };
         let mut shard = shard.lock();
         if let Some(slot) = shard.get_mut(&node.id)
-            && slot.generation == node.generation
+            && slot.is_of(node)
         {
-            slot.lookups = slot.lookups.saturating_add(1);
-            if slot.held.is_none() {
-                slot.held = Some(Arc::clone(node));
+            node.lookups.count(1);
+            if matches!(slot, Slot::Known(_)) {
+                *slot = Slot::Held(Arc::clone(node));
             }
         }
     }
@@ -158,11 +204,11 @@ impl Table {
         let Some(shard) = self.shard(id) else { return };
         let mut shard = shard.lock();
         let held = match shard.get_mut(&id) {
+            Some(slot) => match slot {
+                Slot::Held(node) if node.lookups.take_back(lookups) == 0 => slot.let_go(),
+                _ => None,
+            },
             None => None,
-            Some(slot) => {
-                slot.lookups = slot.lookups.saturating_sub(lookups);
-                if slot.lookups == 0 { slot.held.take() } else { None }
-            }
         };
         drop(shard);
         drop(held);
@@ -172,7 +218,7 @@ impl Table {
     pub(super) fn node_gone(&self, node: &Node) {
         let Some(shard) = self.shard(node.id) else { return };
         let mut shard = shard.lock();
-        if shard.get(&node.id).is_some_and(|slot| slot.generation == node.generation) {
+        if shard.get(&node.id).is_some_and(Slot::is_gone) {
             shard.remove(&node.id);
             if shard.len().saturating_mul(8) < shard.capacity() {
                 let room = shard.len().saturating_mul(2);
@@ -198,7 +244,7 @@ impl Table {
     /// Lets go of all nodes: the kernel is gone, or has forgotten them without saying so.
     pub(super) fn clear(&self) {
         for shard in &self.shards {
-            let held: Vec<_> = shard.lock().values_mut().filter_map(|s| s.held.take()).collect();
+            let held: Vec<_> = shard.lock().values_mut().filter_map(Slot::let_go).collect();
             drop(held);
         }
     }
