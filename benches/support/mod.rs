@@ -1,11 +1,13 @@
 //! What the benches share: where they write ([`scratch`]), what they move ([`tree`]), whom they are
-//! compared with ([`peers`]), and how it is told ([`table`]).
+//! compared with ([`peers`], [`unions`]), and how it is told ([`table`]).
 #![allow(dead_code, reason = "no bench uses all of it")]
 
 pub mod peers;
 pub mod scratch;
 pub mod table;
 pub mod tree;
+#[cfg(feature = "fuse")]
+pub mod unions;
 
 use std::path::Path;
 
