@@ -1,6 +1,7 @@
 //! How long calls report, and how they are stopped.
 
 use std::ops::ControlFlow;
+use std::sync::mpsc;
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -50,6 +51,33 @@ pub type ProgressFn<'a> = dyn FnMut(Progress) -> ControlFlow<()> + 'a;
 /// A progress callback that does nothing and never stops a call.
 pub fn ignore_progress(_: Progress) -> ControlFlow<()> {
     ControlFlow::Continue(())
+}
+
+/// Does work that needs a thread of its own, while what it reports is passed on on the calling thread.
+pub(crate) fn on_another_thread<T: Send>(
+    work: impl FnOnce(&mut ProgressFn<'_>) -> Result<T> + Send,
+    callback: &mut ProgressFn<'_>,
+) -> Result<T> {
+    let (reports, reported) = mpsc::sync_channel(0);
+    let (answers, answered) = mpsc::sync_channel(0);
+    std::thread::scope(|scope| {
+        let working = scope.spawn(move || {
+            work(&mut |progress| {
+                // The other side listens for as long as this one works.
+                let answer = reports.send(progress).ok().and_then(|()| answered.recv().ok());
+                answer.unwrap_or(ControlFlow::Break(()))
+            })
+        });
+        for progress in reported {
+            if answers.send(callback(progress)).is_err() {
+                break;
+            }
+        }
+        match working.join() {
+            Ok(done) => done,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
 }
 
 /// Reports, and turns a `Break` into the error that rolls the call back.

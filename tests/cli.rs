@@ -118,11 +118,11 @@ fn settle() {
     }
     fixture.run(&[&command[..], &["--lower", "nothing"]].concat()).fails(4, &["nothing"]);
     let out = fixture.ok(&command);
-    assert_eq!(out, "1 renamed directories, 1 entries copied, 4 B\n");
+    assert_eq!(out, "1 renamed directories, 0 files without data, 1 entries copied, 4 B\n");
     assert_eq!(fs::read(fixture.path("upper/e/file")).unwrap(), b"text");
     command.insert(0, "--json");
     let settled: Value = serde_json::from_str(&fixture.ok(&command)).unwrap();
-    assert_eq!(settled, serde_json::json!({"directories": 0, "copied": 0, "bytes": 0}));
+    assert_eq!(settled, serde_json::json!({"directories": 0, "files": 0, "copied": 0, "bytes": 0}));
 }
 
 // --- the program -------------------------------------------------------------------------------

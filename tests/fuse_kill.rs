@@ -205,6 +205,7 @@ fn round(engine: &Engine, format: LayerFormat, moment: Moment, seed: u64) -> Res
         return Err(format!("{told}\nleft in the work directory: {left:?}"));
     }
     if format == LayerFormat::OverlayTrusted {
+        let branches = Branches { metacopy: true, ..branches };
         let _mount = UnionMount::try_new(&Engine::Kernel, &branches, &at)?;
         check("the kernel")?;
     }

@@ -187,6 +187,7 @@ struct Course<'a> {
     mount: Option<UnionMount>,
     model: Model,
     numbers: Numbers,
+    mounts: u32,
 }
 
 fn run(setup: &Setup, script: &Script) -> Result<(), Failure> {
@@ -213,6 +214,7 @@ fn run(setup: &Setup, script: &Script) -> Result<(), Failure> {
         hands: Hands::new(dir),
         model,
         numbers: Numbers::default(),
+        mounts: 0,
     };
     let failed = |at| move |what| Failure { at, what };
     course.mount().map_err(failed(0))?;
@@ -235,7 +237,29 @@ impl Course<'_> {
         self.mount = Some(mount);
         self.hands = Hands::new(&at);
         self.kernel_forgot();
+        self.mounts += 1;
         Ok(())
+    }
+
+    /// Completes what refers to lower layers.
+    fn settle(&self) -> Result<(), String> {
+        let format = self.branches.format;
+        let lowers = self.branches.lowers.iter().cloned();
+        let lowers: Vec<_> = lowers.map(|dir| stratafs::FuseLayer { dir, format }).collect();
+        let (dir, work) = self.branches.upper.clone().unwrap();
+        let upper = stratafs::UpperDir { dir, work };
+        stratafs::settle_upper(&lowers, &upper, format, &mut stratafs::ignore_progress)
+            .map(drop)
+            .map_err(|e| e.to_string())
+    }
+
+    /// What the kernel's overlayfs shows that is told to follow all marks.
+    fn compare_with_the_kernels_metacopies(&mut self) -> Result<(), String> {
+        let branches = Branches { metacopy: true, ..self.branches.clone() };
+        let at = self.dir.join("mount");
+        self.mount = Some(UnionMount::try_new(&Engine::Kernel, &branches, &at)?);
+        self.compare("before it is settled")?;
+        self.mount.take().unwrap().unmount()
     }
 
     fn unmount(&mut self) -> Result<(), String> {
@@ -249,6 +273,9 @@ impl Course<'_> {
 
     fn remount(&mut self) -> Result<(), String> {
         self.unmount()?;
+        if self.engine == Engine::Own && self.mounts % 3 == 2 {
+            self.settle()?;
+        }
         self.mount()?;
         self.compare("after the mount")
     }
@@ -282,11 +309,20 @@ impl Course<'_> {
             }
             Op::Switch => {
                 self.numbers = Numbers::default();
+                self.unmount()?;
                 self.engine = match self.engine {
                     Engine::Kernel => self.setup.engine.clone(),
                     _ => Engine::Kernel,
                 };
-                return self.remount();
+                if self.engine == Engine::Kernel {
+                    if self.setup.rules.redirects {
+                        self.compare_with_the_kernels_metacopies()?;
+                        self.numbers = Numbers::default();
+                    }
+                    self.settle()?;
+                }
+                self.mount()?;
+                return self.compare("after the mount");
             }
             _ => {}
         }

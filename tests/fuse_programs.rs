@@ -116,7 +116,7 @@ fn shape(root: &Path, steady: fn(&str) -> bool) -> Vec<String> {
 }
 
 fn perform(play: &Play) {
-    let mut stage = Stage::with_redirects(1);
+    let mut stage = Stage::new(1);
     // Programs take what time they take.
     stage.patience = None;
     let tools = stage.beside("tools");

@@ -72,6 +72,10 @@ pub struct FuseMountOptions {
     /// Directories of lower layers can be renamed, which leaves a redirect in the upper until it is
     /// settled. Otherwise that fails with EXDEV. The format AUFS has no redirects.
     pub redirects: bool,
+    /// A file of a lower layer of which only attributes or names are changed gets a copy without data
+    /// (`metacopy`, as the kernel's overlayfs writes it), until it is written to or settled. Otherwise it is
+    /// copied whole, as without [`redirects`](Self::redirects), and in the format AUFS.
+    pub metacopy: bool,
     /// The kernel collects small writes. Errors of a full disk then show at close(2) and fsync(2), not
     /// at write(2).
     pub writeback: bool,
@@ -107,6 +111,7 @@ impl FuseMountOptions {
             no_acl: false,
             static_nlink: false,
             redirects: true,
+            metacopy: true,
             writeback: true,
             timeout: None,
             threads: None,
@@ -276,6 +281,7 @@ pub(super) fn open(options: &FuseMountOptions, target: Option<&Target>) -> Resul
         no_acl: options.no_acl,
         static_nlink: options.static_nlink,
         no_redirects: !options.redirects,
+        no_metacopy: !options.metacopy,
         live: options.timeout.is_some(),
     };
     Ok(UnionSpec { lowers, upper, options })

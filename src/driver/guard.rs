@@ -348,10 +348,18 @@ pub(crate) fn detach_at(target: &Path, identity: &MountIdentity) -> Result<bool>
     Ok(true)
 }
 
-/// Has what was written to a FUSE mount on `target`, and is still with the kernel, written to its layer;
-/// other mounts hold nothing back. What is gone, under another mount, or where the caller cannot look, is
-/// passed over.
-pub(crate) fn write_back(target: &Path, identity: &MountIdentity) -> Result<()> {
+/// What a mount over FUSE is to put in its layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WriteBack {
+    /// What was written to it, and is still with the kernel.
+    Written,
+    /// From now on also the data of all files that are in the layer, though they were not written.
+    AllData,
+}
+
+/// Has what belongs to a FUSE mount on `target` written to its layer; other mounts hold nothing back. What
+/// is gone, under another mount, or where the caller cannot look, is passed over.
+pub(crate) fn write_back(target: &Path, identity: &MountIdentity, what: WriteBack) -> Result<()> {
     if identity.is_in_place() || identity.state(target)? != MountState::Mounted {
         return Ok(());
     }
@@ -361,7 +369,11 @@ pub(crate) fn write_back(target: &Path, identity: &MountIdentity) -> Result<()> 
     if !identity.is(ids) || !is_fuse(&point) {
         return Ok(());
     }
-    match fuse::sync_file_system(&root) {
+    let done = match what {
+        WriteBack::Written => Ok(()),
+        WriteBack::AllData => fuse::keep_data(&root),
+    };
+    match done.and_then(|()| fuse::sync_file_system(&root)) {
         // Its server has died: there is nothing that could still be written.
         Err(e) if e.kind() == std::io::ErrorKind::NotConnected => Ok(()),
         done => done.at("write back what was written to", target),

@@ -43,7 +43,7 @@ pub use settle::settle_upper;
 #[cfg(feature = "fuse")]
 pub use union::{FuseDriver, FuseServer};
 
-pub(crate) use guard::{detach_at, write_back};
+pub(crate) use guard::{WriteBack, detach_at, write_back};
 pub(crate) use target::is_mount_point;
 
 use crate::error::{Error, ErrorKind, Result};

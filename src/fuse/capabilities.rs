@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use super::filesystem::MAX_WRITE;
 
 /// The features, by their names in `linux/fuse.h`.
-const FEATURES: [(&str, InitFlags); 10] = [
+const FEATURES: [(&str, InitFlags); 11] = [
     ("FUSE_NO_OPEN_SUPPORT", InitFlags::FUSE_NO_OPEN_SUPPORT),
     ("FUSE_HANDLE_KILLPRIV_V2", InitFlags::FUSE_HANDLE_KILLPRIV_V2),
     ("FUSE_DO_READDIRPLUS", InitFlags::FUSE_DO_READDIRPLUS),
@@ -32,6 +32,7 @@ const FEATURES: [(&str, InitFlags); 10] = [
     ("FUSE_MAX_PAGES", InitFlags::FUSE_MAX_PAGES),
     ("FUSE_POSIX_ACL", InitFlags::FUSE_POSIX_ACL),
     ("FUSE_DONT_MASK", InitFlags::FUSE_DONT_MASK),
+    ("FUSE_HAS_IOCTL_DIR", InitFlags::FUSE_HAS_IOCTL_DIR),
 ];
 /// Where nobody else changes the layers.
 const NO_OPENDIR: (&str, InitFlags) =

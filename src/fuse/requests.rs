@@ -57,6 +57,7 @@ operations! {
     Allocate "fallocate",
     Seek "lseek",
     CopyRange "copy_file_range",
+    Ioctl "ioctl",
 }
 
 /// Counts of requests. What another thread counts may show late.

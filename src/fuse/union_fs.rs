@@ -14,6 +14,8 @@ use super::latch::Latch;
 use super::reply::serve;
 use super::requests::{Operation, Requests};
 use super::session::SessionOptions;
+use crate::sys::errno::Code;
+use crate::sys::fuse::{KEEP_DATA, user_and_group};
 use crate::union::{Attr, Entry, Make, NewFile, Node, Union};
 
 /// How long the kernel may rely on what it was told, if for ever: seconds.
@@ -60,6 +62,21 @@ impl UnionFs {
     ) -> Result<T, Errno> {
         self.requests.count(what);
         serve(what.name(), work)
+    }
+
+    /// The one call that is not a file's: the owner of the mount wants all data in the upper.
+    ///
+    /// # Errors
+    /// ENOTTY for other calls, EPERM for other users.
+    pub(super) fn control(&self, request: &Request, ino: INodeNo, call: u32) -> io::Result<()> {
+        if call != KEEP_DATA || ino.0 != self.union.root().id() {
+            return Err(Code::NotTty.into());
+        }
+        let (own, _) = user_and_group();
+        if request.uid() != 0 && request.uid() != own {
+            return Err(Code::Perm.into());
+        }
+        self.union.complete_all()
     }
 
     pub(super) fn node(&self, ino: INodeNo) -> io::Result<Arc<Node>> {

@@ -16,8 +16,8 @@ use super::snapshot::Kind;
 use super::staging::Staged;
 use super::{Store, wrong_kind};
 use crate::driver::{
-    Driver, Guard, Mount, MountOptions, MountRequest, ProbeTarget, Shown, UpperDir, unmount_at,
-    write_back,
+    Driver, Guard, Mount, MountOptions, MountRequest, ProbeTarget, Shown, UpperDir, WriteBack,
+    unmount_at, write_back,
 };
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::marks;
@@ -263,7 +263,7 @@ impl Store {
         for (path, row) in self.rows()? {
             if row.target() == target && !row.is_gone()? {
                 if let Some(identity) = &row.identity {
-                    write_back(&target, identity)?;
+                    write_back(&target, identity, WriteBack::Written)?;
                 }
                 unmount_at(&target, row.identity.as_ref())?;
                 if row.helper {

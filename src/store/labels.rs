@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use super::redirects::Refers;
 use super::snapshot::{Info, Kind, Labels};
 use super::{Fields, Filter, Store};
 use crate::error::{Error, ErrorKind, Result};
@@ -84,7 +85,7 @@ impl Store {
             (Kind::View, ..) => Ok(Usage::default()),
             (_, true, Some(usage)) => Ok(usage),
             _ if self.ahead(&row)?.is_some() => self.delta_usage(&row),
-            _ if self.needs_settling(&row)? => {
+            _ if self.refers_below(&row)? == Refers::Directories => {
                 self.catch_up(&row, &mut ignore_progress)?;
                 usage::count(&self.layout.layer_dir(row.id)?, &mut || Ok(()))
             }

@@ -48,7 +48,7 @@ pub(super) struct Layout {
     pub(super) blobs: Dir,
 }
 
-/// A file in a snapshot's directory.
+/// A file or directory in a snapshot's directory.
 #[derive(Debug)]
 pub(super) struct Below {
     /// The way to it.
@@ -144,10 +144,10 @@ impl Layout {
         self.path.join("snapshots").join(id.to_string()).join(part)
     }
 
-    /// Where the union over FUSE says, in a snapshot's directory, that directories were renamed in its
-    /// layer.
-    pub(super) fn redirect_marker(&self, id: i64) -> Result<Below> {
-        let names = vec![name("work")?, own_work()?, name("state")?, name("redirected")?];
+    /// Where the union over FUSE says, in a snapshot's directory, what in its layer refers to layers
+    /// below: a directory with a file for each kind.
+    pub(super) fn union_state(&self, id: i64) -> Result<Below> {
+        let names = vec![name("work")?, own_work()?, name("state")?];
         let mut path = self.path.join("snapshots").join(id.to_string());
         path.extend(names.iter().map(Name::as_os_str));
         Ok(Below { names, path })

@@ -1,42 +1,63 @@
 //! What the union over FUSE may leave in the layer of an active snapshot: directories that were renamed,
-//! of which a lower layer still has the contents.
+//! of which a lower layer still has the contents, and files of which only attributes were changed, whose
+//! data are there.
 //!
 //! Only that engine shows them. Before any other gets the snapshot, and before the layer is taken for
-//! the difference to its parents, they are completed: see `union::settle`. Whether there may be any says
-//! a marker in the union's own work directory, which is there before the first of them.
+//! the difference to its parents, they are completed: see `union::settle`. Whether there may be any say
+//! markers in the union's own work directory, which are there before the first of them. Files can be
+//! completed while the snapshot is mounted, by whoever serves the mount.
 //!
 //! What a mount holds back of writes is also the union's: it is written to the layer before that is read.
 
-use super::Store;
 use super::hold::Hold;
 use super::metadata::Row;
 use super::snapshot::Kind;
-use crate::driver::write_back;
+use super::{Store, layout};
+use crate::driver::{WriteBack, write_back};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::progress::ProgressFn;
 use crate::sys::dir::Dir;
 use crate::sys::lock::Sharing;
 
+/// What in a layer may refer to layers below it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refers {
+    Nothing,
+    /// Files, whose data are there.
+    Files,
+    /// Directories that were renamed, and perhaps files.
+    Directories,
+}
+
 impl Store {
-    /// Whether the layer may refer to layers below it by directories that were renamed.
+    /// Whether the layer may refer to layers below it.
     pub(super) fn needs_settling(&self, row: &Row) -> Result<bool> {
+        Ok(self.refers_below(row)? != Refers::Nothing)
+    }
+
+    /// By what the layer may refer to layers below it.
+    pub(super) fn refers_below(&self, row: &Row) -> Result<Refers> {
         if row.info.kind != Kind::Active || row.settled {
-            return Ok(false);
+            return Ok(Refers::Nothing);
         }
-        let at = self.layout.redirect_marker(row.id)?;
-        let Some((last, dirs)) = at.names.split_last() else { return Ok(false) };
+        let at = self.layout.union_state(row.id)?;
         let mut dir: Dir = match self.layout.snapshot_dir(row.id) {
-            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Refers::Nothing),
             dir => dir?,
         };
-        for name in dirs {
+        for name in &at.names {
             dir = match dir.open_dir(name) {
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
-                opened => opened.at("look for renamed directories in", &at.path)?,
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Refers::Nothing),
+                opened => opened.at("look for the markers of the union in", &at.path)?,
             };
         }
-        let found = dir.try_stat_at(last).at("look for renamed directories in", &at.path)?;
-        Ok(found.is_some())
+        for (marker, refers) in [("redirected", Refers::Directories), ("metacopy", Refers::Files)] {
+            let found = dir.try_stat_at(&layout::name(marker)?);
+            if found.at("look for the markers of the union in", &at.path)?.is_some() {
+                return Ok(refers);
+            }
+        }
+        Ok(Refers::Nothing)
     }
 
     /// Completes what needs the layers below, of a snapshot that nobody has mounted.
@@ -65,9 +86,12 @@ impl Store {
             transport: Transport::Direct,
         };
         let settled = crate::union::settle(view.spec()?, progress).map_err(|e| {
-            e.context(format!("directories renamed in {:?} cannot be completed", row.info.key))
+            e.context(format!(
+                "renamed directories and files without data in {:?} cannot be completed",
+                row.info.key
+            ))
         })?;
-        tracing::debug!(?settled, key = row.info.key, "renamed directories are complete");
+        tracing::debug!(?settled, key = row.info.key, "the layer stands on its own");
         Ok(())
     }
 
@@ -81,8 +105,8 @@ impl Store {
         Err(Error::new(
             ErrorKind::FailedPrecondition,
             format!(
-                "directories were renamed in {:?}, and only a build with the feature `fuse` can \
-                 complete them: settle it with such",
+                "directories or files in {:?} have their contents in lower layers, and only a build with \
+                 the feature `fuse` can complete them: settle it with such",
                 row.info.key
             ),
         ))
@@ -96,7 +120,11 @@ impl Store {
         if row.info.kind != Kind::Active || row.settled {
             return Ok(());
         }
-        self.write_back(row)?;
+        let what = match self.refers_below(row)? {
+            Refers::Nothing => WriteBack::Written,
+            Refers::Files | Refers::Directories => WriteBack::AllData,
+        };
+        self.write_back(row, what)?;
         if !self.needs_settling(row)? {
             return Ok(());
         }
@@ -113,7 +141,8 @@ impl Store {
         hold: Option<&Hold>,
         progress: &mut ProgressFn<'_>,
     ) -> Result<()> {
-        self.write_back(row)?;
+        // Whatever comes later from a mount belongs to a layer that stands on its own.
+        self.write_back(row, WriteBack::AllData)?;
         if !self.needs_settling(row)? {
             return Ok(());
         }
@@ -123,13 +152,13 @@ impl Store {
         }
     }
 
-    /// Has what was written to mounts of the snapshot, and is still with the kernel, written to its layer.
-    fn write_back(&self, row: &Row) -> Result<()> {
+    /// Has what belongs to mounts of the snapshot written to its layer.
+    fn write_back(&self, row: &Row, what: WriteBack) -> Result<()> {
         for (_, mount) in self.rows()? {
             if mount.snapshot == row.id
                 && let Some(identity) = &mount.identity
             {
-                write_back(&mount.target(), identity)?;
+                write_back(&mount.target(), identity, what)?;
             }
         }
         Ok(())
@@ -140,8 +169,8 @@ fn renamed_and_in_use(row: &Row) -> Error {
     Error::new(
         ErrorKind::Busy,
         format!(
-            "directories were renamed in {:?}, whose contents must be copied into its layer first, and \
-             that cannot be done while it is in use: unmount it, and try again",
+            "directories were renamed in {:?}, or files there have no data of their own; that must be \
+             copied into its layer first, and cannot be while it is in use: unmount it, and try again",
             row.info.key
         ),
     )

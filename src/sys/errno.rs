@@ -49,6 +49,8 @@ pub(crate) enum Code {
     Overflow,
     NotSupported,
     Stale,
+    Busy,
+    NotTty,
     Io,
 }
 
@@ -70,6 +72,8 @@ impl Code {
             Code::Overflow => libc::EOVERFLOW,
             Code::NotSupported => libc::EOPNOTSUPP,
             Code::Stale => libc::ESTALE,
+            Code::Busy => libc::EBUSY,
+            Code::NotTty => libc::ENOTTY,
             Code::Io => libc::EIO,
         }
     }

@@ -229,6 +229,12 @@ pub(crate) fn allocate(file: &File, mode: u32, offset: u64, len: u64) -> io::Res
     Ok(rustix::fs::fallocate(file, mode, offset, len)?)
 }
 
+/// Makes a hole of so many bytes from `offset` on; the file stays as long as it is.
+pub(crate) fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    Ok(rustix::fs::fallocate(file, mode, offset, len)?)
+}
+
 /// copy_file_range(2); how many bytes were copied.
 pub(crate) fn copy_range(
     from: &File,

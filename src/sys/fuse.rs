@@ -212,6 +212,21 @@ pub(crate) fn sync_file_system(dir: impl AsFd) -> io::Result<()> {
     Ok(rustix::fs::syncfs(open_in(dir, OsStr::new("."))?)?)
 }
 
+/// The call by which a mount of this crate is asked to keep all data in its upper from now on: `_IO` of
+/// ioctl(2), on its root.
+pub(crate) const KEEP_DATA: u32 = 0xE7 << 8 | 1;
+
+/// Makes that call on the root of a mount, which may be a bare path, and waits.
+///
+/// # Errors
+/// ENOTTY for what is no such mount; what the mount answers.
+pub(crate) fn keep_data(root: impl AsFd) -> io::Result<()> {
+    let root = open_in(root, OsStr::new("."))?;
+    // SAFETY: the call takes no argument, so that nothing is read or written.
+    let answer = unsafe { libc::ioctl(root.as_raw_fd(), KEEP_DATA.into()) };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Opens a file in a mount that may be attached nowhere.
 pub(crate) fn open_in(mount: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
     use rustix::fs::{Mode, OFlags};

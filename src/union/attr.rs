@@ -129,7 +129,7 @@ impl Union {
 
     /// As [`Union::shown`], of what is no marked file.
     fn attr_of(&self, node: &Node, state: &State, stat: &Stat) -> Attr {
-        Attr {
+        let mut attr = Attr {
             ino: node.id,
             generation: node.generation,
             kind: stat.file_type,
@@ -144,7 +144,9 @@ impl Union {
             atime: stat.atime,
             mtime: stat.mtime,
             ctime: stat.ctime,
-        }
+        };
+        state.shown_instead(&mut attr);
+        attr
     }
 
     fn link_count(&self, node: &Node, state: &State, stat: &Stat) -> u64 {
@@ -164,7 +166,7 @@ impl Union {
                 Some(linked) => linked.names(),
                 None => stat.nlink.saturating_sub(1),
             },
-            Place::Upper | Place::Pinned(_) => stat.nlink,
+            Place::Upper | Place::Pinned(_) => stat.nlink.saturating_sub(state.hidden_names()),
         };
         if self.options.static_nlink { count.min(1) } else { count }
     }
@@ -196,11 +198,10 @@ impl Union {
         if let Some(size) = set.size {
             self.truncate(node, size)?;
             self.drop_privileges(node, set.caller)?;
-        } else {
-            self.copy_up(node, Data::All)?;
         }
         let mut time_is_set = node.time_is_set.lock();
         *time_is_set |= set.mtime != SetTime::Keep;
+        let data_stay = self.copy_up_attributes(node)?;
         self.at(node, |place, format, _| {
             if uid.is_some() || gid.is_some() {
                 place.chown(uid, gid)?;
@@ -214,8 +215,12 @@ impl Union {
             Ok(())
         })?;
         if uid.is_some() || gid.is_some() {
+            drop(data_stay);
             self.drop_privileges(node, set.caller)?;
+        } else {
+            drop(data_stay);
         }
+        let data_stay = self.copy_up_attributes(node)?;
         self.at(node, |place, format, _| {
             if let Some(mode) = set.mode {
                 let stat = place.stat()?;
@@ -229,6 +234,7 @@ impl Union {
             }
             Ok(())
         })?;
+        drop(data_stay);
         drop(time_is_set);
         self.attr(node)
     }

@@ -155,36 +155,56 @@ impl Union {
         if let Some(file) = self.table.descriptors.file(node.generation) {
             return Ok(file);
         }
+        // Under the lock of the state, lest a copy-up comes between.
+        let keep = |file: File, writable: bool| {
+            let file = Arc::new(OpenFile { file, writable });
+            node.cached.store(true, Ordering::Relaxed);
+            self.table.descriptors.keep_file(node.generation, &file);
+            file
+        };
         self.table.descriptors.opening(|| {
-            self.at(node, |place, format, state| {
-                let writable = state.is_upper();
-                let access = if writable { Access::ReadWrite } else { Access::Read };
-                let file = open_whole(place, format, access)?;
-                let file = Arc::new(OpenFile { file, writable });
-                // Under the lock, lest a copy-up comes between.
-                node.cached.store(true, Ordering::Relaxed);
-                self.table.descriptors.keep_file(node.generation, &file);
-                Ok(file)
-            })
+            loop {
+                let below = node.state.lock().below.clone();
+                if let Some(below) = below {
+                    let lower = self.lower(below.place.dir.layer)?.format;
+                    let dir = self.lower_dir(&below.place.dir)?;
+                    let state = node.state.lock();
+                    if state.below.is_none() {
+                        continue;
+                    }
+                    let place = file::Place::Child(&dir, &below.place.name);
+                    return Ok(keep(open_whole(place, lower, Access::Read)?, false));
+                }
+                let opened = self.at(node, |place, format, state| match format {
+                    _ if state.below.is_some() => Ok(None),
+                    _ if state.is_upper() => {
+                        Ok(Some(keep(place.open_data(Access::ReadWrite)?, true)))
+                    }
+                    Some(format) => Ok(Some(keep(open_whole(place, format, Access::Read)?, false))),
+                    None => Err(Code::Io.into()),
+                })?;
+                if let Some(file) = opened {
+                    return Ok(file);
+                }
+            }
         })
     }
 }
 
-/// Opens a file's data.
+/// Opens the data of a file of a lower layer.
 ///
 /// # Errors
 /// EIO if they are somewhere else: better than to show zeros.
 pub(super) fn open_whole(
     place: file::Place<'_>,
-    format: Option<LayerFormat>,
+    format: LayerFormat,
     access: Access,
 ) -> io::Result<File> {
     let file = place.open_data(access)?;
-    let below = match format.map(|format| marks::has_data_below(format, Of::Fd(file.as_fd()))) {
-        None => false,
+    let below = match marks::has_data_below(format, Of::Fd(file.as_fd())) {
         // A file that is closed to its owner, who has no privilege: his overlay makes no such files.
-        Some(Err(e)) if e.kind() == io::ErrorKind::PermissionDenied => false,
-        Some(below) => below?,
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => false,
+        below => below?,
     };
     if below {
         tracing::error!(

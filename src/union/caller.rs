@@ -10,7 +10,6 @@ use std::sync::Arc;
 use super::Union;
 use super::acl;
 use super::attr::{Attr, SETGID, SETUID};
-use super::copyup::Data;
 use super::node::Node;
 use crate::sys::groups;
 use crate::sys::stat::FileType;
@@ -73,7 +72,7 @@ impl Union {
         if !capable && clear == 0 {
             return Ok(());
         }
-        self.copy_up(node, Data::All)?;
+        let _data_stay = self.copy_up_attributes(node)?;
         self.at(node, |place, _, _| {
             if capable {
                 xattr::remove(place.xattrs(), CAPABILITY)?;

@@ -2,7 +2,7 @@
 //!
 //! The copy is made in the work directory with everything the original has (data and holes, xattrs,
 //! owner, mode, times), put on disk if the policy says so, and then renamed to its place: all or
-//! nothing. While data are copied only that file's copy-up is locked. When it is done the file may have
+//! nothing. Where attributes alone are to be changed, the data may stay below: see `metacopy`. While data are copied only that file's copy-up is locked. When it is done the file may have
 //! been renamed or unlinked: the copy goes where the file is then, or is held open without a name.
 //!
 //! A directory is copied without what is in it. The directories above come first.
@@ -17,11 +17,12 @@ use super::Union;
 use super::UpperBranch;
 use super::backing::open_whole;
 use super::links::Linked;
+use super::metacopy::Below;
 use super::node::{LowerPlace, Node, Place, Real};
 use super::spec::SyncPolicy;
 use super::xattr::copied;
 use crate::layer::LayerFormat;
-use crate::path::Name;
+use crate::path::{Name, RelPath};
 use crate::sys::dir::{Dir, Node as Special, OnExisting};
 use crate::sys::errno::Code;
 use crate::sys::file::{self, Access, SetTime};
@@ -35,10 +36,12 @@ pub(super) enum Data {
     All,
     /// As many bytes from the start: the rest is about to be cut off.
     First(u64),
+    /// None, if the copy can do without: they may stay where they are.
+    Below,
 }
 
 /// A file of a lower layer.
-struct Source<'a> {
+pub(super) struct Source<'a> {
     dir: &'a Dir,
     name: &'a Name,
     format: LayerFormat,
@@ -51,8 +54,14 @@ impl Union {
     /// # Errors
     /// EROFS without an upper; otherwise those of copying: then nothing has changed.
     pub(super) fn copy_up(&self, node: &Arc<Node>, data: Data) -> io::Result<()> {
-        if node.state.lock().is_upper() {
-            return self.place_names(node);
+        let (is_upper, is_partial) = {
+            let state = node.state.lock();
+            (state.is_upper(), state.below.is_some())
+        };
+        if is_upper {
+            self.place_names(node)?;
+            let may_stay = data == Data::Below && !*self.metacopies_end.read();
+            return if is_partial && !may_stay { self.complete(node, data) } else { Ok(()) };
         }
         let upper = self.writable()?;
         if node.is_dir() {
@@ -66,18 +75,33 @@ impl Union {
         if let Some((above, _)) = node.link() {
             self.copy_up_dirs(upper, &above)?;
         }
-        let _copying = node.copying.lock();
-        let place = match &node.state.lock().place {
-            Place::Lower(Some(place)) => place.clone(),
-            _ => return Ok(()),
+        let copying = node.copying.lock();
+        let lower = match &node.state.lock().place {
+            Place::Lower(Some(place)) => Some(place.clone()),
+            Place::Lower(None) => return Err(Code::Io.into()),
+            _ => None,
+        };
+        let Some(place) = lower else {
+            // Somebody else has done it, perhaps without the data.
+            drop(copying);
+            return self.copy_up(node, data);
         };
         let lower_dir = self.lower_dir(&place.dir)?;
         let source = self.source(&place, &lower_dir)?;
+        let ended = self.metacopies_end.read();
+        let path_below = match data {
+            Data::Below if !*ended => self.path_below(upper, node, &source.stat),
+            _ => None,
+        };
+        // Nobody waits for the data of a file.
+        let _made_while_allowed = path_below.is_some().then_some(ended);
         umask::set_on_this_thread(0)?;
         let temp = upper.work.new_name()?;
-        let made = self
-            .make_copy(upper, &source, &temp, data)
-            .and_then(|real| self.publish_file(upper, node, &source, &temp, real));
+        let made =
+            self.make_copy(upper, &source, &temp, data, path_below.as_ref()).and_then(|real| {
+                let below = path_below.map(|_| Below::at(place.clone(), &source.stat));
+                self.publish_file(upper, node, &source, &temp, (real, below))
+            });
         if made.is_err() {
             upper.work.discard(&temp);
         }
@@ -120,7 +144,7 @@ impl Union {
         placed
     }
 
-    fn source<'a>(&self, place: &'a LowerPlace, dir: &'a Dir) -> io::Result<Source<'a>> {
+    pub(super) fn source<'a>(&self, place: &'a LowerPlace, dir: &'a Dir) -> io::Result<Source<'a>> {
         let format = self.lower(place.dir.layer)?.format;
         Ok(Source { dir, name: &place.name, format, stat: dir.stat_at(&place.name)? })
     }
@@ -132,6 +156,7 @@ impl Union {
         source: &Source<'_>,
         temp: &Name,
         data: Data,
+        path_below: Option<&RelPath>,
     ) -> io::Result<Real> {
         let dir = upper.work.temp();
         let stat = &source.stat;
@@ -147,13 +172,17 @@ impl Union {
             FileType::Socket => special(Special::Socket)?,
             FileType::Directory | FileType::Unknown => return Err(Code::Io.into()),
         }
-        if let Some(file) = &file {
-            self.copy_data(source, file, data)?;
+        match (&file, path_below) {
+            (Some(file), Some(path)) => self.leave_data(upper, file, stat.size, path)?,
+            (Some(file), None) => self.copy_data(source, file, data)?,
+            (None, _) => {}
         }
         let place = file::Place::Child(dir, temp);
         let from = file::Place::Child(source.dir, source.name);
         self.copy_attributes(source, from, upper.format, place)?;
+        // Attributes are as safe as the name that the copy gets.
         if let Some(file) = &file
+            && path_below.is_none()
             && self.options.sync == SyncPolicy::Strict
         {
             file.sync_all()?;
@@ -161,16 +190,17 @@ impl Union {
         Ok(Real::from(&dir.stat_at(temp)?))
     }
 
-    fn copy_data(&self, source: &Source<'_>, to: &File, data: Data) -> io::Result<()> {
+    /// Copies the data of a file, or some, to one that has none.
+    pub(super) fn copy_data(&self, source: &Source<'_>, to: &File, data: Data) -> io::Result<()> {
         let size = match data {
-            Data::All => source.stat.size,
+            Data::All | Data::Below => source.stat.size,
             Data::First(most) => most.min(source.stat.size),
         };
         if size == 0 {
             return Ok(());
         }
         let place = file::Place::Child(source.dir, source.name);
-        let from = open_whole(place, Some(source.format), Access::Read)?;
+        let from = open_whole(place, source.format, Access::Read)?;
         let mut copier = self.copiers.lock().pop().unwrap_or_default();
         let copied = copier.copy(&from, source.stat.dev, size, to, &mut |_| {
             #[cfg(test)]
@@ -237,13 +267,14 @@ impl Union {
         node: &Arc<Node>,
         source: &Source<'_>,
         temp: &Name,
-        real: Real,
+        (real, below): (Real, Option<Arc<Below>>),
     ) -> io::Result<()> {
         let linked = source.stat.nlink > 1;
         if linked {
             upper.work.temp().hard_link(temp, upper.work.links(), temp)?;
         }
         let published = self.publish_at_its_name(upper, node, temp, |state| {
+            state.below = below;
             if linked {
                 state.place = Place::Linked(temp.clone());
                 node.unplaced.store(state.links.len() > 1, Ordering::Relaxed);

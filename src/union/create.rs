@@ -138,7 +138,7 @@ impl Union {
         if node.is_dir() {
             return Err(Code::Perm.into());
         }
-        self.copy_up(node, Data::All)?;
+        self.copy_up(node, Data::Below)?;
         let _names = parent.names.lock();
         let (view, dir) = self.parent_dir(upper, parent)?;
         match self.ground(upper, &view, &dir, name)? {

@@ -16,7 +16,7 @@ use super::descriptors::OpenFile;
 use super::node::Node;
 use super::spec::SyncPolicy;
 use crate::sys::errno::Code;
-use crate::sys::file::{self, Seek};
+use crate::sys::file::{self, Access, Seek};
 use crate::sys::stat::FileType;
 
 /// No clock's tick is longer: seconds, as whole ones are compared.
@@ -140,6 +140,10 @@ impl Union {
         }
         if node.kind != FileType::Regular {
             return Ok(());
+        }
+        if node.state.lock().below.is_some() {
+            // The data are safe where they are.
+            return self.at(node, |place, _, _| place.open_data(Access::Read)?.sync_all());
         }
         let open = self.data(node)?;
         if data_only { open.file.sync_data() } else { open.file.sync_all() }

@@ -14,6 +14,7 @@ use std::sync::atomic::Ordering;
 
 use super::Union;
 use super::lookup::Found;
+use super::metacopy::Below;
 use super::node::{Directory, NewNode, Node, NodeId, Place, Real};
 use crate::layer::LayerFormat;
 use crate::path::Name;
@@ -51,8 +52,15 @@ impl Union {
         xattr::set(of, &key, &value)
     }
 
-    fn read_origin(&self, format: LayerFormat, of: Of<'_>) -> io::Result<Option<Real>> {
-        let Some(key) = Self::own_key(format, "origin") else { return Ok(None) };
+    fn read_origin(
+        &self,
+        format: LayerFormat,
+        of: Of<'_>,
+        keys: &[Vec<u8>],
+    ) -> io::Result<Option<Real>> {
+        let Some(key) = Self::own_key(format, "origin").filter(|key| keys.contains(key)) else {
+            return Ok(None);
+        };
         let value = match xattr::get(of, &key) {
             // Of a file of his own that he may not read nobody without privilege reads xattrs either.
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => None,
@@ -80,19 +88,53 @@ impl Union {
         ids
     }
 
-    /// The numbers that a file may have, best first.
-    fn candidates(&self, found: &Found) -> io::Result<Vec<NodeId>> {
+    /// The numbers that a file may have, best first; `keys` are those of its xattrs.
+    fn candidates(&self, found: &Found, keys: &[Vec<u8>]) -> io::Result<Vec<NodeId>> {
         let mut ids = self.candidates_at_hand(found);
         let direct = self.table.direct_id(Real::from(&found.stat));
         let last = ids.len().saturating_sub(usize::from(direct.is_some()));
         if let (Some(upper), Some(dir)) = (&self.upper, &found.upper)
-            && matches!(found.stat.file_type, FileType::Regular | FileType::Directory)
-            && let Some(origin) = self.read_origin(upper.format, Of::Child(dir, &found.name))?
+            && let Some(origin) =
+                self.read_origin(upper.format, Of::Child(dir, &found.name), keys)?
         {
             // Before its own.
             ids.splice(last..last, self.table.direct_id(origin));
         }
         Ok(ids)
+    }
+
+    /// The keys of the xattrs of what was found in the upper, if it is such as the union marks.
+    fn keys(&self, found: &Found) -> io::Result<Vec<Vec<u8>>> {
+        let marked = self.upper.as_ref().is_some_and(|upper| upper.format.xattr_prefix().is_some())
+            && matches!(found.stat.file_type, FileType::Regular | FileType::Directory);
+        match &found.upper {
+            Some(dir) if marked => xattr::list(Of::Child(dir, &found.name)),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Where the data of a regular file are that was found in the upper, or has a copy there, if not with
+    /// that.
+    fn data_of(
+        &self,
+        parent: &Arc<Node>,
+        found: &Found,
+        linked: Option<&super::links::Linked>,
+        keys: &[Vec<u8>],
+    ) -> io::Result<Option<Arc<Below>>> {
+        let Some(upper) = &self.upper else { return Ok(None) };
+        if !found.stat.is_file() || upper.format.xattr_prefix().is_none() {
+            return Ok(None);
+        }
+        let at = (parent, &found.name);
+        match (&found.upper, linked) {
+            (Some(dir), _) => self.data_below(upper.format, at, Of::Child(dir, &found.name), keys),
+            (None, Some(linked)) => {
+                let of = Of::Child(upper.work.links(), &linked.name);
+                self.data_below(upper.format, at, of, &xattr::list(of)?)
+            }
+            (None, None) => Ok(None),
+        }
     }
 
     fn linked(&self, found: &Found) -> Option<Arc<super::links::Linked>> {
@@ -111,7 +153,7 @@ impl Union {
         if let Some(node) = first_of(&self.candidates_at_hand(found)) {
             return Ok(Some(node));
         }
-        Ok(first_of(&self.candidates(found)?))
+        Ok(first_of(&self.candidates(found, &self.keys(found)?)?))
     }
 
     /// The node of what was found in `parent`, made if it is not known. `since` is how many files had
@@ -131,7 +173,8 @@ impl Union {
                 return Ok(Identified::Node(node));
             }
         }
-        let mut ids = self.candidates(&found)?;
+        let keys = self.keys(&found)?;
+        let mut ids = self.candidates(&found, &keys)?;
         for id in &ids {
             if let Some(node) = self.table.get(*id) {
                 if self.is_same(&node, parent, &found, Some(since)) {
@@ -150,6 +193,7 @@ impl Union {
         ids.push(self.table.dynamic_id());
         let direct = self.table.direct_id(real);
         let linked = self.linked(&found);
+        let below = self.data_of(parent, &found, linked.as_deref(), &keys)?;
         let child_dir = found.own_dir.clone();
         let new = |found: &Found| NewNode {
             kind: found.stat.file_type,
@@ -169,6 +213,7 @@ impl Union {
                 (Some(_), None) => Place::Upper,
                 (None, None) => Place::Lower(found.lower.clone()),
             },
+            below: below.clone(),
             directory: found
                 .stat
                 .is_dir()
@@ -272,6 +317,7 @@ impl Union {
                 upper: Some(real),
                 link: Some((Arc::clone(parent), name.clone())),
                 place: Place::Upper,
+                below: None,
                 directory,
             };
             Node::new(&self.table, id, new)

@@ -48,13 +48,13 @@ pub(super) struct Found {
 }
 
 /// What the lower layers have under a name.
-struct Lowers {
-    first: Option<(Stat, LowerPlace)>,
+pub(super) struct Lowers {
+    pub(super) first: Option<(Stat, LowerPlace)>,
     parts: Vec<Part>,
 }
 
 /// How often a lookup that others disturb is begun anew.
-const MAX_RETRIES: u32 = 1000;
+pub(super) const MAX_RETRIES: u32 = 1000;
 
 impl Union {
     /// Looks a name up; a lookup is counted of what is found.
@@ -198,7 +198,7 @@ impl Union {
     }
 
     /// The directories that make up `path` in the union of the lower layers from `first` on.
-    fn lower_parts(&self, first: usize, path: &RelPath) -> io::Result<Vec<Part>> {
+    pub(super) fn lower_parts(&self, first: usize, path: &RelPath) -> io::Result<Vec<Part>> {
         let mut parts = Vec::new();
         for (layer, lower) in self.lowers.iter().enumerate().skip(first) {
             parts.push(Part { layer, path: Arc::new(RelPath::ROOT) });
@@ -213,7 +213,7 @@ impl Union {
     }
 
     /// What the lower layers have under a name, in the directories `parts`.
-    fn find_below(&self, parts: &[Part], name: &Name) -> io::Result<Lowers> {
+    pub(super) fn find_below(&self, parts: &[Part], name: &Name) -> io::Result<Lowers> {
         let mut found = Lowers { first: None, parts: Vec::new() };
         let mut wanted = name.clone();
         for (index, part) in parts.iter().enumerate() {

@@ -7,8 +7,8 @@
 //!   `descriptors`, `backing`: how a node's file is reached. `identity`, `links`: which number a file has.
 //! - `lookup`, `listing`, `attr`, `xattr`, `acl`, `data`: what is read, and changed of a file. `caller`:
 //!   who asks.
-//! - `create`, `remove`, `rename`, `copyup`, `workdir`: what is changed. `settle`: what was renamed is
-//!   made to stand on its own.
+//! - `create`, `remove`, `rename`, `copyup`, `workdir`: what is changed. `metacopy`: copies whose data are
+//!   still below. `settle`: all that refers to lower layers is made to stand on its own.
 //!
 //! # Invariants
 //!
@@ -22,7 +22,7 @@
 //! # Lock order
 //!
 //! 1. [`Node::names`] of the directories whose names change, by number;
-//! 2. [`Node::copying`] of one node; [`Node::time_is_set`] of one node;
+//! 2. [`Node::time_is_set`] of one node; [`Node::copying`] of one node; `metacopies_end`;
 //! 3. `tree`: for reading while paths in the upper are put together and walked, for writing while a
 //!    directory gets another place;
 //! 4. [`Node::state`], of two nodes by number;
@@ -40,6 +40,7 @@ mod identity;
 mod links;
 mod listing;
 mod lookup;
+mod metacopy;
 mod node;
 mod remove;
 mod rename;
@@ -96,6 +97,10 @@ pub(crate) struct Union {
     links: Links,
     /// How many files were copied up: a lookup that saw the lower file begins anew if this has changed.
     published: AtomicU64,
+    /// No more metadata-only copies are made. Held for reading while one is.
+    metacopies_end: RwLock<bool>,
+    /// How often something was renamed that has, or may hold what has, data in a lower layer.
+    moved: AtomicU64,
     /// Since when it may be used.
     opened: Time,
     /// Whether the kernel tells when files were changed, and knows it better.
@@ -136,7 +141,7 @@ impl Union {
         let upper = match spec.upper {
             None => None,
             Some(Upper { dir, format, work, lock }) => {
-                let work = Work::open(work)?;
+                let work = Work::open(work, format)?;
                 Some(UpperBranch { dir, format, work, _lock: lock })
             }
         };
@@ -171,6 +176,8 @@ impl Union {
             tree: RwLock::new(()),
             links: Links::default(),
             published: AtomicU64::new(0),
+            metacopies_end: RwLock::new(false),
+            moved: AtomicU64::new(0),
             opened: Time::now(),
             times_are_told: AtomicBool::new(false),
             file_systems,
@@ -260,6 +267,7 @@ fn root_node(
             upper: upper.map(|upper| real(&upper.dir)).transpose()?,
             link: None,
             place: if upper.is_some() { Place::Upper } else { Place::Lower(None) },
+            below: None,
             directory: Some(Directory::new(parts, RelPath::ROOT)),
         },
     ))

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use super::listing::Listing;
+use super::metacopy::Below;
 use super::table::{Lookups, Table};
 use crate::path::{Name, RelPath};
 use crate::sys::dir::Dir;
@@ -84,6 +85,8 @@ pub(super) struct State {
     pub(super) place: Place,
     /// How many names of a file in a lower layer were unlinked.
     pub(super) unlinked: u32,
+    /// Of a file in the upper: where its data are, if not there.
+    pub(super) below: Option<Arc<Below>>,
     pub(super) directory: Option<Box<Directory>>,
 }
 
@@ -133,6 +136,7 @@ pub(super) struct NewNode {
     pub(super) upper: Option<Real>,
     pub(super) link: Option<Link>,
     pub(super) place: Place,
+    pub(super) below: Option<Arc<Below>>,
     pub(super) directory: Option<Box<Directory>>,
 }
 
@@ -160,9 +164,15 @@ impl Node {
                 links: new.link.into_iter().collect(),
                 place: new.place,
                 unlinked: 0,
+                below: new.below,
                 directory: new.directory,
             }),
         })
+    }
+
+    /// Its number.
+    pub(crate) fn id(&self) -> NodeId {
+        self.id
     }
 
     /// Tells this file from others that had the same number.
@@ -172,6 +182,16 @@ impl Node {
 
     pub(super) fn is_dir(&self) -> bool {
         self.kind == FileType::Directory
+    }
+
+    /// Whether the data of it, or of what is in it, may be in a lower layer though it is in the upper.
+    pub(super) fn may_have_data_below(&self) -> bool {
+        self.is_dir() || self.state.lock().below.is_some()
+    }
+
+    /// How many names its file in the upper has for the moment that nobody is to see.
+    pub(super) fn hidden_names(&self) -> u64 {
+        self.state.lock().hidden_names()
     }
 
     pub(super) fn is_root(&self) -> bool {
@@ -224,6 +244,12 @@ impl State {
 
     pub(super) fn lowers(&self) -> Arc<[Part]> {
         self.directory.as_ref().map_or_else(|| Arc::from([]), |d| Arc::clone(&d.lowers))
+    }
+
+    /// As [`Node::hidden_names`].
+    pub(super) fn hidden_names(&self) -> u64 {
+        let shown = self.below.as_ref().and_then(|below| below.shown.as_ref());
+        u64::from(shown.is_some_and(|kept| kept.noted))
     }
 
     pub(super) fn is_dead(&self) -> bool {

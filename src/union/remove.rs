@@ -106,10 +106,12 @@ impl Union {
     }
 
     pub(super) fn victim(&self, parent: &Arc<Node>, found: &Found) -> io::Result<Victim> {
+        let node = self.known(parent, found)?;
+        let hidden = node.as_ref().map_or(0, |node| node.hidden_names());
         Ok(Victim {
-            node: self.known(parent, found)?,
+            node,
             real: Real::from(&found.stat),
-            nlink: found.stat.nlink,
+            nlink: found.stat.nlink.saturating_sub(hidden),
             in_upper: found.upper.is_some(),
         })
     }

@@ -12,6 +12,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::MutexGuard;
 
@@ -31,7 +32,7 @@ use crate::sys::umask;
 use crate::sys::xattr;
 
 /// The longest redirect that the kernel reads, in bytes.
-const REDIRECT_MAX: usize = 256;
+pub(super) const REDIRECT_MAX: usize = 256;
 
 /// What a rename does besides renaming.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,12 +89,12 @@ impl Union {
             _ => {}
         }
         // What takes long comes before anything is locked.
-        self.copy_up(&node, Data::All)?;
+        self.copy_up(&node, Data::Below)?;
         if let Some(target) = &target {
             self.place_names(target)?;
         }
         if let (Some(target), RenameMode::Exchange) = (&target, mode) {
-            self.copy_up(target, Data::All)?;
+            self.copy_up(target, Data::Below)?;
         }
         let mut locked = vec![parent, new_parent];
         locked.extend(target.as_ref().filter(|target| target.is_dir()));
@@ -131,6 +132,13 @@ impl Union {
                 self.replace(upper, (&from, &node), &to, victim, mode)?
             }
         };
+        if [Some(&node), target.as_ref()]
+            .into_iter()
+            .flatten()
+            .any(|node| node.may_have_data_below())
+        {
+            self.moved.fetch_add(1, Ordering::SeqCst);
+        }
         drop(names);
         drop(gone);
         Ok(())

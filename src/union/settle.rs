@@ -29,7 +29,7 @@ use crate::error::{Error, IoContext, Result};
 use crate::layer::descent::{Descent, Purpose};
 use crate::layer::{LayerFormat, marks};
 use crate::path::{Name, RelPath};
-use crate::progress::{Phase, Progress, ProgressFn, report};
+use crate::progress::{Phase, Progress, ProgressFn, on_another_thread, report};
 use crate::sys::dir::{Dir, set_times};
 use crate::sys::file::Place;
 use crate::sys::xattr::{self, Of};
@@ -40,9 +40,11 @@ use crate::sys::xattr::{self, Of};
 pub struct Settled {
     /// Renamed directories that were completed, those inside of others not counted.
     pub directories: u64,
+    /// Files of which only attributes were in the layer, and that got their data.
+    pub files: u64,
     /// Files and directories that were copied into the layer.
     pub copied: u64,
-    /// The size of those files, in bytes.
+    /// The size of all those files, in bytes.
     pub bytes: u64,
 }
 
@@ -52,6 +54,11 @@ pub struct Settled {
 /// Those of copying; [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled). The tree is as it was, and
 /// may be settled again.
 pub(crate) fn settle(spec: UnionSpec, progress: &mut ProgressFn<'_>) -> Result<Settled> {
+    // It sets the umask, and the caller's thread is the caller's.
+    on_another_thread(|progress| settle_here(spec, progress), progress)
+}
+
+fn settle_here(spec: UnionSpec, progress: &mut ProgressFn<'_>) -> Result<Settled> {
     let union = Union::open(spec)?;
     let Some(upper) = &union.upper else { return Ok(Settled::default()) };
     let mut walk = Walk {
@@ -64,6 +71,7 @@ pub(crate) fn settle(spec: UnionSpec, progress: &mut ProgressFn<'_>) -> Result<S
     walk.run()?;
     let settled = walk.settled;
     union.close().at("write to disk", "the settled layer")?;
+    upper.work.no_metacopies().at("note that it is settled in", "the work directory")?;
     upper.work.no_redirects().at("note that it is settled in", "the work directory")?;
     Ok(settled)
 }
@@ -152,17 +160,19 @@ impl Walk<'_, '_> {
             // What is in lower layers alone has no redirects of the upper.
             return Ok((complete || in_upper).then_some(node));
         }
+        let data_below = node.state.lock().below.is_some();
+        if data_below {
+            self.union.complete(&node, Data::All)?;
+            self.settled.files = self.settled.files.saturating_add(1);
+            self.count_bytes(&node)?;
+        }
         if !complete {
             return Ok(None);
         }
         if !in_upper {
             self.union.copy_up(&node, Data::All)?;
             self.settled.copied = self.settled.copied.saturating_add(1);
-            let stat = self.union.at(&node, |place, _, _| place.stat())?;
-            if stat.is_file() {
-                self.settled.bytes = self.settled.bytes.saturating_add(stat.size);
-                self.told.bytes = self.settled.bytes;
-            }
+            self.count_bytes(&node)?;
         }
         // One of several names, of which another was copied up.
         let dir = self.union.upper_dir(parent)?;
@@ -172,6 +182,16 @@ impl Walk<'_, '_> {
             set_times(&*dir, before.atime, before.mtime)?;
         }
         Ok(None)
+    }
+
+    /// Adds what was copied of a file.
+    fn count_bytes(&mut self, node: &Arc<Node>) -> io::Result<()> {
+        let stat = self.union.at(node, |place, _, _| place.stat())?;
+        if stat.is_file() {
+            self.settled.bytes = self.settled.bytes.saturating_add(stat.size);
+            self.told.bytes = self.settled.bytes;
+        }
+        Ok(())
     }
 
     /// Everything below a redirected directory is in the upper: it stands on its own.

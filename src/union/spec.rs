@@ -49,6 +49,8 @@ pub(crate) struct UnionOptions {
     pub(crate) static_nlink: bool,
     /// Renaming a directory that has a lower one is refused with EXDEV instead of leaving a redirect.
     pub(crate) no_redirects: bool,
+    /// A file of which only attributes are changed is copied with its data.
+    pub(crate) no_metacopy: bool,
     /// Others may change the layers meanwhile: listings are read anew whenever one is begun.
     pub(crate) live: bool,
 }

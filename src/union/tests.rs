@@ -5,6 +5,7 @@
 
 mod changes;
 mod lasting;
+mod metacopy;
 mod settling;
 
 use std::fs;
@@ -29,10 +30,13 @@ pub(super) struct Hooks {
     hold: Mutex<bool>,
     free: Condvar,
     held: AtomicBool,
+    /// Copying panics, in the place of a kill.
+    dies: AtomicBool,
 }
 
 impl Hooks {
     pub(super) fn copying(&self) {
+        assert!(!self.dies.load(Ordering::SeqCst), "killed");
         let mut hold = self.hold.lock();
         while *hold {
             self.held.store(true, Ordering::SeqCst);
@@ -42,6 +46,10 @@ impl Hooks {
 
     fn hold(&self) {
         *self.hold.lock() = true;
+    }
+
+    fn die_copying(&self) {
+        self.dies.store(true, Ordering::SeqCst);
     }
 
     fn release(&self) {

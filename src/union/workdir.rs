@@ -3,16 +3,17 @@
 //! ```text
 //! temp/    files and directories being made, or taken out to be removed; emptied when the union is opened
 //! links/   a name for each file that has further names in a lower layer; emptied likewise
-//! state/   kept: the marker of redirected directories
+//! state/   kept: the markers of redirected directories and of metadata-only copies
 //! ```
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::acl;
 use super::attr::SETGID;
+use super::{acl, metacopy};
 use crate::error::{IoContext, Result};
+use crate::layer::LayerFormat;
 use crate::path::Name;
 use crate::sys::dir::{Dir, fchmod, fchown};
 use crate::sys::errno::Code;
@@ -23,6 +24,9 @@ use crate::sys::xattr::{self, Of};
 /// The marker, in `state`, that directories of the upper refer to lower ones.
 const REDIRECTED: &str = "redirected";
 
+/// The marker, in `state`, that files of the upper have their data in lower layers.
+const METACOPY: &str = "metacopy";
+
 /// A union's own directory, for one union at a time.
 #[derive(Debug)]
 pub(super) struct Work {
@@ -30,6 +34,8 @@ pub(super) struct Work {
     links: Dir,
     state: Dir,
     next: AtomicU64,
+    /// The marker of metadata-only copies is known to be there.
+    noted: AtomicBool,
 }
 
 /// A directory in which something is made that shall have inherited from another directory.
@@ -41,7 +47,9 @@ pub(super) struct Nursery<'a> {
 }
 
 impl Work {
-    pub(super) fn open(root: Dir) -> Result<Work> {
+    /// Takes a directory into use, and undoes what was being done to an upper of `format` when the union
+    /// before was killed.
+    pub(super) fn open(root: Dir, format: LayerFormat) -> Result<Work> {
         let sub = |name: &'static str| -> io::Result<Dir> {
             let name = Name::new(name).map_err(io::Error::other)?;
             match root.make_dir(&name, 0o700) {
@@ -56,7 +64,12 @@ impl Work {
             links: open("links")?,
             state: open("state")?,
             next: AtomicU64::new(0),
+            noted: AtomicBool::new(false),
         };
+        for entry in work.temp.entries().at("list", "the work directory")? {
+            metacopy::recover(format, &work.temp, &entry.name)
+                .at("undo a copy in the layer, noted in the work directory as", &entry.name)?;
+        }
         work.empty().at("empty", "the work directory")?;
         Ok(work)
     }
@@ -82,7 +95,20 @@ impl Work {
 
     /// Notes, before it is done, that directories of the upper refer to lower ones by redirects.
     pub(super) fn note_redirect(&self) -> io::Result<()> {
-        let marker = Name::new(REDIRECTED).map_err(io::Error::other)?;
+        self.note(REDIRECTED)
+    }
+
+    /// Notes, before it is done, that files of the upper have their data in lower layers.
+    pub(super) fn note_metacopy(&self) -> io::Result<()> {
+        if !self.noted.load(Ordering::Relaxed) {
+            self.note(METACOPY)?;
+            self.noted.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn note(&self, marker: &str) -> io::Result<()> {
+        let marker = Name::new(marker).map_err(io::Error::other)?;
         if self.state.try_stat_at(&marker)?.is_none() {
             self.state.open_or_create(&marker, 0o600)?;
             self.state.sync()?;
@@ -98,7 +124,17 @@ impl Work {
 
     /// Notes that no directory of the upper refers to lower ones.
     pub(super) fn no_redirects(&self) -> io::Result<()> {
-        let marker = Name::new(REDIRECTED).map_err(io::Error::other)?;
+        self.remove_note(REDIRECTED)
+    }
+
+    /// Notes that no file of the upper has its data in lower layers.
+    pub(super) fn no_metacopies(&self) -> io::Result<()> {
+        self.noted.store(false, Ordering::Relaxed);
+        self.remove_note(METACOPY)
+    }
+
+    fn remove_note(&self, marker: &str) -> io::Result<()> {
+        let marker = Name::new(marker).map_err(io::Error::other)?;
         match self.state.unlink(&marker) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             removed => removed,

@@ -12,7 +12,6 @@ use super::Union;
 use super::acl;
 use super::attr::SETGID;
 use super::caller::{CAPABILITY, Caller};
-use super::copyup::Data;
 use super::node::Node;
 use crate::layer::LayerFormat;
 use crate::sys::errno::Code;
@@ -116,7 +115,7 @@ impl Union {
             (OnPresence::Replace, Some(false)) => return Err(Code::NoData.into()),
             _ => {}
         }
-        self.copy_up(node, Data::All)?;
+        let _data_stay = self.copy_up_attributes(node)?;
         let keep_setgid = key != acl::ACCESS
             || caller.is_privileged()
             || caller.is_in_group(self.attr(node)?.gid);
@@ -155,7 +154,7 @@ impl Union {
             // Lists of access rights can be removed where there are none.
             return if acl::is_key(key) { Ok(()) } else { Err(Code::NoData.into()) };
         }
-        self.copy_up(node, Data::All)?;
+        let _data_stay = self.copy_up_attributes(node)?;
         self.at(node, |place, format, _| {
             xattr::remove_existing(place.xattrs(), &user_key(format, key)?)
         })

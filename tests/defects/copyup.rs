@@ -155,7 +155,7 @@ const CAUSES: &[Cause] = &[
 ];
 
 fn attributes() {
-    let stage = Stage::with_redirects(1);
+    let stage = Stage::new(1);
     for (cause, _) in CAUSES {
         decorated(&stage.lower(cause).join("inner"));
     }
@@ -174,7 +174,7 @@ fn attributes() {
 }
 
 fn in_the_upper() {
-    let stage = Stage::new(1);
+    let stage = Stage::with_options(1, ",metacopy=off");
     decorated(&stage.lower("d"));
     let union = stage.mount();
     for name in ["file", "empty", "dir", "link", "pipe", "socket", "block"] {

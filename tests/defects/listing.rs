@@ -213,7 +213,7 @@ fn numbers() {
 }
 
 fn numbers_stay() {
-    let stage = Stage::with_redirects(2);
+    let stage = Stage::new(2);
     one_of_each(&stage.lower(""), "low");
     for lower in &stage.lowers {
         fs::create_dir(lower.join("merged")).unwrap();

@@ -177,7 +177,7 @@ fn nested() {
 }
 
 fn own_marks_hidden() {
-    let stage = Stage::with_redirects(1);
+    let stage = Stage::new(1);
     fs::create_dir_all(stage.lower("gone/sub")).unwrap();
     fs::create_dir_all(stage.lower("moved/sub")).unwrap();
     write(&stage.lower("f"), "f");
@@ -199,7 +199,7 @@ fn own_marks_hidden() {
 }
 
 fn honoured() {
-    let stage = Stage::with_redirects(2);
+    let stage = Stage::new(2);
     let bottom = &stage.lowers[1];
     fs::create_dir_all(bottom.join("old/sub")).unwrap();
     write(&bottom.join("old/sub/f"), "below");

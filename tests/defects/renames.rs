@@ -120,7 +120,7 @@ fn agree(expected: &Result<()>, got: &Result<()>) -> bool {
 }
 
 fn all_pairs(flags: RenameFlags) {
-    let stage = Stage::with_redirects(1);
+    let stage = Stage::new(1);
     let plain = stage.beside("plain");
     let union = lay_pairs(&stage, &plain);
     let mut wrong = Vec::new();
@@ -158,7 +158,7 @@ fn all_pairs(flags: RenameFlags) {
 /// The name that is left is a whiteout for a union mounted on this one, or the call is refused; what is
 /// in the lower comes back in no case.
 fn whiteout() {
-    let stage = Stage::with_redirects(1);
+    let stage = Stage::new(1);
     let plain = stage.beside("plain");
     let union = lay_pairs(&stage, &plain);
     let mut wrong = Vec::new();
@@ -203,7 +203,7 @@ fn whiteout() {
 }
 
 fn odd() {
-    let stage = Stage::with_redirects(1);
+    let stage = Stage::new(1);
     fs::create_dir_all(stage.lower("d/sub/deep")).unwrap();
     write(&stage.lower("f"), "f");
     fs::hard_link(stage.lower("f"), stage.lower("g")).unwrap();
@@ -282,7 +282,7 @@ fn rmdir() {
 
 fn open_descriptors() {
     use std::io::{Read as _, Write as _};
-    let stage = Stage::with_redirects(1);
+    let stage = Stage::new(1);
     fs::create_dir_all(stage.lower("d/sub")).unwrap();
     write(&stage.lower("d/sub/f"), "content");
     let union = stage.mount();

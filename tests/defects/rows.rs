@@ -261,7 +261,7 @@ fn rename_flags() {
 }
 
 fn renamed_directories() {
-    let stage = Stage::with_redirects(2);
+    let stage = Stage::new(2);
     for (layer, lower) in stage.lowers.iter().enumerate() {
         fs::create_dir_all(lower.join("merged/sub")).unwrap();
         write(&lower.join(format!("merged/sub/{layer}")), "x");

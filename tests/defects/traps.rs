@@ -453,7 +453,7 @@ fn open_readers() {
 }
 
 fn long_redirects() {
-    let stage = Stage::with_redirects(1);
+    let stage = Stage::new(1);
     let long = "n".repeat(200);
     let deep = format!("{long}/{long}/d");
     fs::create_dir_all(stage.lower(&deep)).unwrap();

@@ -97,8 +97,6 @@ pub struct Stage {
     pub upper: Option<(PathBuf, PathBuf)>,
     pub at: PathBuf,
     pub format: Format,
-    /// Whether the test renames directories of lowers.
-    pub redirects: bool,
     /// Options beyond these, each after a comma; the kernel's overlayfs gets none of them.
     pub more: String,
     /// What follows a server's death by the watchdog; none for runs that last.
@@ -131,7 +129,6 @@ impl Stage {
             upper: Some((make("upper"), make("work"))),
             at: make("merged"),
             format: Format::Overlay,
-            redirects: false,
             more: String::new(),
             patience: Some(HUNG),
             dir,
@@ -140,10 +137,6 @@ impl Stage {
 
     pub fn aufs(lowers: usize) -> Stage {
         Stage { format: Format::Aufs, ..Stage::new(lowers) }
-    }
-
-    pub fn with_redirects(lowers: usize) -> Stage {
-        Stage { redirects: true, ..Stage::new(lowers) }
     }
 
     /// With this number of lowers, and options of our own, each after a comma.
@@ -188,8 +181,8 @@ impl Stage {
             }
             Engine::Kernel => {
                 assert_eq!(self.format, Format::Overlay);
-                let redirects = if self.redirects { "on" } else { "nofollow" };
-                options.push_str(&format!(",redirect_dir={redirects},metacopy=off,index=off"));
+                // What the upper refers to is in a lower layer.
+                options.push_str(",redirect_dir=on,metacopy=on,index=off");
             }
             Engine::Program(_) => {
                 options.push_str(",dev,suid");

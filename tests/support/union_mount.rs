@@ -97,6 +97,8 @@ pub struct Branches {
     pub format: LayerFormat,
     /// Whether directories of lower layers can be renamed.
     pub redirects: bool,
+    /// Whether the kernel's overlayfs shows metadata-only copies, and makes some.
+    pub metacopy: bool,
     /// Options of our own program beyond these, each after a comma.
     pub more: String,
 }
@@ -109,7 +111,7 @@ impl Branches {
         format: LayerFormat,
     ) -> Branches {
         let redirects = format != LayerFormat::Aufs;
-        Branches { lowers, upper, format, redirects, more: String::new() }
+        Branches { lowers, upper, format, redirects, metacopy: false, more: String::new() }
     }
 
     fn options(&self, engine: &Engine) -> String {
@@ -129,7 +131,9 @@ impl Branches {
             }
             (Engine::Kernel, LayerFormat::OverlayTrusted) => {
                 let redirects = if self.redirects { "on" } else { "nofollow" };
-                options.push_str(&format!(",redirect_dir={redirects},metacopy=off,index=off"));
+                let metacopy = if self.metacopy { "on" } else { "off" };
+                options
+                    .push_str(&format!(",redirect_dir={redirects},metacopy={metacopy},index=off"));
             }
             (Engine::Kernel, _) => {
                 assert!(!self.redirects, "the kernel has no user.overlay.redirect");

@@ -56,6 +56,7 @@ Behaviour:
   writeback=0|1            collect small writes (default 1); with 0 a full disk shows at write(2)
   volatile, fsync=0        never wait for the disk
   redirect_dir=on|off      rename directories of lower layers (default on), or EXDEV
+  metacopy=on|off          change attributes of files without copying their data (default on)
   noacl                    no POSIX ACLs
   static_nlink             show one link for every file
   threads=N                how many serve it (default: as processors, 2 to 4)

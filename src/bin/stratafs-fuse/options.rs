@@ -241,6 +241,11 @@ fn apply(
             b"off" | b"follow" | b"nofollow" => options.redirects = false,
             _ => return Err(format!("{shown:?}: redirect_dir takes on or off")),
         },
+        "metacopy" => match needed()? {
+            b"on" => options.metacopy = true,
+            b"off" => options.metacopy = false,
+            _ => return Err(format!("{shown:?}: metacopy takes on or off")),
+        },
         // Numbers of files are unique and lasting in any case.
         "xino" => match needed()? {
             b"on" | b"off" | b"auto" => {}
@@ -498,7 +503,7 @@ mod tests {
     #[test]
     fn ids_times_and_flags() {
         let list = "lowerdir=/l,uidmapping=100000:0:65536:7:70000:1,squash_to_gid=5,timeout=0.5,\
-                    writeback=off,fsync=0,noacl,redirect_dir=off,threads=3,nosuid,suid,nodev,noatime,\
+                    writeback=off,fsync=0,noacl,redirect_dir=off,metacopy=off,threads=3,nosuid,suid,nodev,noatime,\
                     x-systemd.automount,_netdev,context=system_u:object_r:x,fsname=n";
         let options = mount(&["/m", "-o", list]).unwrap().options;
         assert_eq!(
@@ -510,7 +515,13 @@ mod tests {
         );
         assert_eq!(options.squash_gid, Some(5));
         assert_eq!(options.timeout, Some(Duration::from_millis(500)));
-        assert!(options.volatile && options.no_acl && !options.redirects && !options.writeback);
+        assert!(
+            options.volatile
+                && options.no_acl
+                && !options.redirects
+                && !options.metacopy
+                && !options.writeback
+        );
         assert_eq!(options.threads.map(NonZeroUsize::get), Some(3));
         assert!(options.restrictions.nodev && !options.restrictions.nosuid);
         assert_eq!(options.kernel_options, ["context=system_u:object_r:x"]);

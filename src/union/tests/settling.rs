@@ -68,6 +68,21 @@ fn a_settled_upper_stands_on_its_own() {
 }
 
 #[test]
+fn the_callers_umask_stays() {
+    use std::os::unix::fs::OpenOptionsExt;
+    let f = Fixture::new(LayerFormat::OverlayUser);
+    // A thread that has been in the union passes its umask on to those that it begins.
+    std::thread::scope(|scope| scope.spawn(|| nested(&f)).join().unwrap());
+    let mode = |name: &str| {
+        let file = fs::File::options().write(true).create_new(true).mode(0o777).open(f.path(name));
+        file.unwrap().metadata().unwrap().mode()
+    };
+    let before = mode("before");
+    settle(f.spec(), &mut crate::ignore_progress).unwrap();
+    assert_eq!(mode("after"), before);
+}
+
+#[test]
 fn settling_keeps_hard_links_together() {
     let f = Fixture::new(LayerFormat::OverlayUser);
     f.file("bottom/d/a");
@@ -76,7 +91,7 @@ fn settling_keeps_hard_links_together() {
     u.mv("d", "e", RenameMode::Replace).unwrap();
     drop(u);
     let settled = settle(f.spec(), &mut crate::ignore_progress).unwrap();
-    assert_eq!(settled, settle::Settled { directories: 1, copied: 1, bytes: 10 });
+    assert_eq!(settled, settle::Settled { directories: 1, files: 0, copied: 1, bytes: 10 });
     let meta = |path: &str| fs::metadata(f.path("upper").join(path)).unwrap();
     assert_eq!((meta("e/a").ino(), meta("e/a").nlink()), (meta("e/b").ino(), 2));
 }

@@ -58,9 +58,13 @@ mod directories {
 
     impl Report for Completed {
         fn text(&self, out: &mut dyn Write) -> io::Result<()> {
-            let Settled { directories, copied, bytes, .. } = self.0;
+            let Settled { directories, files, copied, bytes, .. } = self.0;
             let bytes = size(bytes);
-            writeln!(out, "{directories} renamed directories, {copied} entries copied, {bytes}")
+            writeln!(
+                out,
+                "{directories} renamed directories, {files} files without data, {copied} entries \
+                 copied, {bytes}"
+            )
         }
     }
 }
