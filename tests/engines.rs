@@ -32,6 +32,9 @@ fn main() {
             ("a_renamed_directory_is_whole_in_what_is_committed", renamed_and_committed),
             ("a_renamed_directory_is_whole_in_what_is_compared", renamed_and_compared),
             ("a_renamed_directory_in_a_live_mount_is_not_committed", renamed_and_mounted),
+            ("changed_attributes_are_whole_files_for_the_other_engine", attributes),
+            ("changed_attributes_are_whole_files_in_what_is_committed", attributes_committed),
+            ("changed_attributes_in_a_live_mount_are_compared_and_committed", attributes_mounted),
         ] {
             let name = format!("{name}::{format}");
             trials.push(suite::trial(name, hindrance.clone(), move || test(format)));
@@ -262,4 +265,99 @@ fn renamed_and_mounted(format: LayerFormat) {
     stage.fuse.commit("b", "a", CommitOptions::new()).unwrap();
     stage.fuse.view("v", Some("b"), Labels::new()).unwrap();
     same(&stage.shown("v"), &before);
+}
+
+/// Changes attributes and names of files, and no data.
+fn change_attributes(root: &Path) {
+    fs::set_permissions(root.join("f/x/y"), Permissions::from_mode(0o640)).unwrap();
+    std::os::unix::fs::chown(root.join("keep"), Some(11), None).unwrap();
+    fs::rename(root.join("edit"), root.join("e/edited")).unwrap();
+    fs::hard_link(root.join("gone"), root.join("f/gone")).unwrap();
+    let set = |path: &str| {
+        rustix::fs::setxattr(root.join(path), "user.k", b"v", XattrFlags::empty()).unwrap();
+    };
+    set("d/sub/b");
+}
+
+/// How many files of a snapshot's layer have their data in a lower one.
+fn without_data(stage: &Stage, format: LayerFormat) -> usize {
+    let snapshots = stage.tmp.path().join("store/snapshots");
+    let key = match format {
+        LayerFormat::OverlayTrusted => "trusted.overlay.metacopy",
+        _ => "user.overlay.metacopy",
+    };
+    walkdir::WalkDir::new(snapshots)
+        .into_iter()
+        .map(Result::unwrap)
+        .filter(|entry| {
+            entry.file_type().is_file()
+                && rustix::fs::lgetxattr(entry.path(), key, &mut [0; 8][..]).is_ok()
+        })
+        .count()
+}
+
+fn attributes(format: LayerFormat) {
+    let stage = Stage::new(format);
+    let before = stage.mounted(&stage.fuse, "a", |root| {
+        change_attributes(root);
+        lines(root)
+    });
+    assert!(without_data(&stage, format) >= 5);
+    same(&stage.mounted(&stage.fuse, "a", lines), &before);
+    same(&stage.mounted(&stage.overlay, "a", lines), &before);
+    assert_eq!(without_data(&stage, format), 0);
+    same(&stage.shown("a"), &before);
+}
+
+fn attributes_committed(format: LayerFormat) {
+    let stage = Stage::new(format);
+    let before = stage.mounted(&stage.fuse, "a", |root| {
+        change_attributes(root);
+        lines(root)
+    });
+    // Counting copies nothing.
+    stage.fuse.usage("a").unwrap();
+    assert!(without_data(&stage, format) >= 5);
+    stage.overlay.commit("b", "a", CommitOptions::new()).unwrap();
+    assert_eq!(without_data(&stage, format), 0);
+    let mut tar = Vec::new();
+    let options = ExportOptions::default();
+    stage.overlay.export("b", &mut tar, &options, &mut ignore_progress).unwrap();
+    stage.overlay.view("v", Some("b"), Labels::new()).unwrap();
+    same(&stage.shown("v"), &before);
+    let (labels, stop) = (Labels::new(), &mut ignore_progress);
+    let options = ApplyOptions::default();
+    stage.overlay.apply("c", Some("base"), &mut &*tar, &options, labels, stop).unwrap();
+    stage.overlay.view("w", Some("c"), Labels::new()).unwrap();
+    same(&stage.shown("w"), &before);
+}
+
+fn attributes_mounted(format: LayerFormat) {
+    let stage = Stage::new(format);
+    let (mut guard, root) = stage.mount(&stage.fuse, "a");
+    change_attributes(&root);
+    assert!(without_data(&stage, format) >= 5);
+    let before = lines(&root);
+    let changes = stage.changes("a");
+    for line in ["M /f/x/y", "D /edit", "A /e/edited", "A /f/gone", "M /keep", "M /d/sub/b"] {
+        assert!(changes.iter().any(|change| change == line), "{line}: {changes:?}");
+    }
+    assert_eq!(without_data(&stage, format), 0);
+    let mut tar = Vec::new();
+    let options = ExportOptions::default();
+    stage.fuse.export("a", &mut tar, &options, &mut ignore_progress).unwrap();
+    same(&lines(&root), &before);
+    stage.overlay.commit("b", "a", CommitOptions::new()).unwrap();
+    // It is the layer's from now on, with its data.
+    fs::set_permissions(root.join("e/x"), Permissions::from_mode(0o604)).unwrap();
+    assert_eq!(without_data(&stage, format), 0);
+    let after = lines(&root);
+    guard.unmount().unwrap();
+    stage.fuse.view("v", Some("b"), Labels::new()).unwrap();
+    same(&stage.shown("v"), &after);
+    let (labels, stop) = (Labels::new(), &mut ignore_progress);
+    let options = ApplyOptions::default();
+    stage.overlay.apply("c", Some("base"), &mut &*tar, &options, labels, stop).unwrap();
+    stage.overlay.view("w", Some("c"), Labels::new()).unwrap();
+    same(&stage.shown("w"), &before);
 }

@@ -15,9 +15,10 @@ use crate::sys::dir::Dir;
 use crate::sys::mountinfo;
 use crate::union::{self, Settled};
 
-/// Completes the directories that were renamed in `upper` and have their contents in one of `lowers`, the
-/// topmost first: the layers that it was mounted with. Afterwards it alone is the difference to them, and
-/// may be mounted with `redirect_dir=nofollow` or `userxattr`, packed, or compared.
+/// Completes the directories that were renamed in `upper`, and the files of which only attributes were
+/// changed: they have their contents in one of `lowers`, the topmost first, the layers that it was mounted
+/// with. Afterwards it alone is the difference to them, and may be mounted with `redirect_dir=nofollow`,
+/// `metacopy=off` or `userxattr`, packed, or compared.
 ///
 /// What is missing is copied; data are shared with the original where the file system can do that. Can be
 /// stopped, by a kill too, and called again: the layer shows the same at every moment.
@@ -29,7 +30,7 @@ use crate::union::{self, Settled};
 /// let lowers = [FuseLayer { dir: "/layers/1".into(), format }];
 /// let upper = UpperDir { dir: "/upper".into(), work: "/work".into() };
 /// let settled = settle_upper(&lowers, &upper, format, &mut ignore_progress)?;
-/// println!("{} directories were renamed", settled.directories);
+/// println!("{} directories were renamed, {} files got data", settled.directories, settled.files);
 /// # Ok::<(), stratafs::Error>(())
 /// ```
 ///

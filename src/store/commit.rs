@@ -24,9 +24,11 @@ impl Store {
     /// Makes sure that an active snapshot's layer stands on its own, and notes what it takes on disk, so
     /// that [`Store::commit`] need not. Gives that usage.
     ///
-    /// Of directories that were renamed over FUSE a lower layer may still have the contents: they are
-    /// copied, and share their data with the originals where the file system can do that. This may be
-    /// stopped, by a kill too, and called again; what the snapshot shows stays the same throughout.
+    /// Of directories that were renamed over FUSE, and of files of which only attributes were changed, a
+    /// lower layer may still have the contents: they are copied, and share their data with the originals
+    /// where the file system can do that. This may be stopped, by a kill too, and called again; what the
+    /// snapshot shows stays the same throughout. While it is mounted, files alone can be completed, and the
+    /// mount copies data along with attributes from then on.
     ///
     /// # Errors
     /// - [`ErrorKind::FailedPrecondition`]: not an active snapshot; or a file or directory in it has

@@ -64,7 +64,8 @@ impl Store {
     /// an addition. Reads the snapshot's own layer, and of the parents only what it touches; of one that
     /// is used as a copy, all of both is looked at.
     ///
-    /// Directories that were renamed in it, which the union over FUSE need not copy, are copied now.
+    /// What the union over FUSE need not copy, directories that were renamed and the data of files of which
+    /// only attributes were changed, is copied now.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound);

@@ -1,6 +1,8 @@
 //! Settling: the upper is made to stand on its own, so that every engine reads it alike and it alone is
 //! the difference to the layers below.
 //!
+//! A file whose data are in a lower layer gets them: see `metacopy`.
+//!
 //! A directory that was renamed has a redirect, and what was not changed in it is still in the lower
 //! layers. It is completed in three steps, each of which shows the same tree as before:
 //!
