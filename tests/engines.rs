@@ -269,6 +269,8 @@ fn renamed_and_mounted(format: LayerFormat) {
 
 /// Changes attributes and names of files, and no data.
 fn change_attributes(root: &Path) {
+    // One of two names of a file, of which nobody has asked for the other.
+    fs::set_permissions(root.join("d/a"), Permissions::from_mode(0o604)).unwrap();
     fs::set_permissions(root.join("f/x/y"), Permissions::from_mode(0o640)).unwrap();
     std::os::unix::fs::chown(root.join("keep"), Some(11), None).unwrap();
     fs::rename(root.join("edit"), root.join("e/edited")).unwrap();
@@ -339,7 +341,16 @@ fn attributes_mounted(format: LayerFormat) {
     assert!(without_data(&stage, format) >= 5);
     let before = lines(&root);
     let changes = stage.changes("a");
-    for line in ["M /f/x/y", "D /edit", "A /e/edited", "A /f/gone", "M /keep", "M /d/sub/b"] {
+    for line in [
+        "M /d/a",
+        "M /d/linked",
+        "M /f/x/y",
+        "D /edit",
+        "A /e/edited",
+        "A /f/gone",
+        "M /keep",
+        "M /d/sub/b",
+    ] {
         assert!(changes.iter().any(|change| change == line), "{line}: {changes:?}");
     }
     assert_eq!(without_data(&stage, format), 0);

@@ -15,8 +15,8 @@ use crate::sys::dir::Dir;
 use crate::sys::mountinfo;
 use crate::union::{self, Settled};
 
-/// Completes the directories that were renamed in `upper`, and the files of which only attributes were
-/// changed: they have their contents in one of `lowers`, the topmost first, the layers that it was mounted
+/// Completes the directories that were renamed in `upper`, the files of which only attributes were changed,
+/// and the names of those that have several: they have their contents in one of `lowers`, the topmost first, the layers that it was mounted
 /// with. Afterwards it alone is the difference to them, and may be mounted with `redirect_dir=nofollow`,
 /// `metacopy=off` or `userxattr`, packed, or compared.
 ///

@@ -1,6 +1,6 @@
 //! What the union over FUSE may leave in the layer of an active snapshot: directories that were renamed,
-//! of which a lower layer still has the contents, and files of which only attributes were changed, whose
-//! data are there.
+//! of which a lower layer still has the contents, files of which only attributes were changed, whose data
+//! are there, and files of which some names are there.
 //!
 //! Only that engine shows them. Before any other gets the snapshot, and before the layer is taken for
 //! the difference to its parents, they are completed: see `union::settle`. Whether there may be any say
@@ -23,7 +23,7 @@ use crate::sys::lock::Sharing;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refers {
     Nothing,
-    /// Files, whose data are there.
+    /// Files, whose data or further names are there.
     Files,
     /// Directories that were renamed, and perhaps files.
     Directories,
@@ -51,7 +51,11 @@ impl Store {
                 opened => opened.at("look for the markers of the union in", &at.path)?,
             };
         }
-        for (marker, refers) in [("redirected", Refers::Directories), ("metacopy", Refers::Files)] {
+        for (marker, refers) in [
+            ("redirected", Refers::Directories),
+            ("metacopy", Refers::Files),
+            ("linked", Refers::Files),
+        ] {
             let found = dir.try_stat_at(&layout::name(marker)?);
             if found.at("look for the markers of the union in", &at.path)?.is_some() {
                 return Ok(refers);

@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 use super::Union;
 use super::UpperBranch;
 use super::backing::open_whole;
-use super::links::Linked;
+use super::links::{self, Linked};
 use super::metacopy::Below;
 use super::node::{LowerPlace, Node, Place, Real};
 use super::spec::SyncPolicy;
@@ -100,7 +100,7 @@ impl Union {
         let made =
             self.make_copy(upper, &source, &temp, data, path_below.as_ref()).and_then(|real| {
                 let below = path_below.map(|_| Below::at(place.clone(), &source.stat));
-                self.publish_file(upper, node, &source, &temp, (real, below))
+                self.publish_file(upper, node, &source, &temp, (real, below, &place))
             });
         if made.is_err() {
             upper.work.discard(&temp);
@@ -267,11 +267,16 @@ impl Union {
         node: &Arc<Node>,
         source: &Source<'_>,
         temp: &Name,
-        (real, below): (Real, Option<Arc<Below>>),
+        (real, below, place): (Real, Option<Arc<Below>>, &LowerPlace),
     ) -> io::Result<()> {
         let linked = source.stat.nlink > 1;
         if linked {
-            upper.work.temp().hard_link(temp, upper.work.links(), temp)?;
+            let unlinked = node.state.lock().unlinked;
+            let names = source.stat.nlink.saturating_sub(unlinked.into());
+            if let Err(e) = self.note_link_of(upper, temp, place, names) {
+                discard_link(upper, temp);
+                return Err(e);
+            }
         }
         let published = self.publish_at_its_name(upper, node, temp, |state| {
             state.below = below;
@@ -293,8 +298,7 @@ impl Union {
             self.table.descriptors.drop_file(node.generation);
         });
         if published.is_err() && linked {
-            // Whoever emptied the directory has removed it already.
-            let _ = upper.work.links().unlink(temp);
+            discard_link(upper, temp);
         }
         published
     }
@@ -440,5 +444,13 @@ impl Union {
         state.touch();
         node.set_upper(real);
         Ok(())
+    }
+}
+
+/// Removes the further link of a copy that is not published.
+fn discard_link(upper: &UpperBranch, name: &Name) {
+    if let Err(e) = links::discard(upper.work.links(), name) {
+        // It stands for what it is a copy of, so that it does no harm.
+        tracing::warn!(error = %e, "cannot remove the further link of a copy that failed");
     }
 }

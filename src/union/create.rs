@@ -156,6 +156,7 @@ impl Union {
                 && let Some(linked) = self.links.of(lower)
             {
                 linked.add_name();
+                self.note_names(&linked);
             }
         }
         self.listed(parent, name);

@@ -1,17 +1,40 @@
 //! Files with several names in a lower layer that were copied up.
 //!
-//! The copy has one of the names, while the others are still the lower file's. So that a write through
-//! one name shows under all of them, the union keeps a further link to the copy in its work directory,
-//! and remembers for as long as it is mounted which lower file the copy stands for.
+//! The copy has the names under which the file was known when it was changed, while others are still the
+//! lower file's. So that a write through one name shows under all of them, now and when the union is
+//! opened again, it keeps a further link to the copy in its work directory, and notes beside it which
+//! lower file the copy stands for. When the upper is settled, all names are placed in it.
+//!
+//! ```text
+//! links/7        a name of the copy
+//! links/7.from   8 bytes: the layer, 0 being the lowest; 8 bytes: how many names the union shows, all
+//!                little-endian; then the path of the original in its layer
+//! ```
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::io;
+use std::ops::ControlFlow;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use super::node::{NodeId, Real};
-use crate::path::Name;
+use super::node::{LowerPlace, Node, NodeId, Place, Real};
+use super::workdir::Marker;
+use super::{Listed, Union, UpperBranch};
+use crate::path::{Name, RelPath};
+use crate::sys::dir::Dir;
+use crate::sys::errno::Code;
+use crate::sys::file::Access;
+use crate::sys::remove::remove_tree;
+use crate::sys::resolve::open_beneath;
+use crate::sys::stat::Stat;
+
+/// What a note's name ends in.
+const NOTE: &[u8] = b".from";
 
 /// One such file.
 #[derive(Debug)]
@@ -65,9 +88,253 @@ impl Links {
         by_file.insert(linked.upper, linked);
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_file.lock().is_empty()
+    }
+
+    /// Each of them once.
+    fn all(&self) -> Vec<Arc<Linked>> {
+        let by_file = self.by_file.lock();
+        by_file
+            .iter()
+            .filter(|(real, linked)| **real == linked.upper)
+            .map(|(_, l)| Arc::clone(l))
+            .collect()
+    }
+
     pub(super) fn remove(&self, linked: &Linked) {
         let mut by_file = self.by_file.lock();
         by_file.remove(&linked.lower);
         by_file.remove(&linked.upper);
+    }
+}
+
+/// What is noted of a copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Note {
+    /// From the lowest layer on.
+    layer: u64,
+    names: u64,
+    path: RelPath,
+}
+
+impl Note {
+    fn encode(&self) -> Vec<u8> {
+        [&self.layer.to_le_bytes()[..], &self.names.to_le_bytes(), self.path.as_bytes()].concat()
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Note> {
+        let (layer, rest) = bytes.split_first_chunk()?;
+        let (names, path) = rest.split_first_chunk()?;
+        let path = RelPath::new(OsStr::from_bytes(path)).ok().filter(|path| !path.is_root())?;
+        Some(Note { layer: u64::from_le_bytes(*layer), names: u64::from_le_bytes(*names), path })
+    }
+}
+
+/// The name of the note of a copy that has this name among the links.
+fn note_name(name: &Name) -> io::Result<Name> {
+    Name::new([name.as_bytes(), NOTE].concat()).map_err(io::Error::other)
+}
+
+fn remove(dir: &Dir, name: &Name) -> io::Result<()> {
+    match dir.unlink(name) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        // Nothing that the union put there.
+        Err(e) if Code::IsDirectory.is(&e) => remove_tree(dir, name, &mut || Ok(())),
+        removed => removed,
+    }
+}
+
+/// Removes a link and its note.
+pub(super) fn discard(links: &Dir, name: &Name) -> io::Result<()> {
+    remove(links, name)?;
+    remove(links, &note_name(name)?)
+}
+
+impl Union {
+    /// Gives a copy that is complete in the work directory its further link, with a note of what it is.
+    pub(super) fn note_link_of(
+        &self,
+        upper: &UpperBranch,
+        temp: &Name,
+        place: &LowerPlace,
+        names: u64,
+    ) -> io::Result<()> {
+        upper.work.note(Marker::Linked)?;
+        let below = self.lowers.len().saturating_sub(1).saturating_sub(place.dir.layer);
+        let path = place.dir.path.join(&place.name);
+        let note = Note { layer: below as u64, names, path };
+        let links = upper.work.links();
+        let file = links.create_file(&note_name(temp)?, 0o600)?;
+        file.write_all_at(&note.encode(), 0)?;
+        upper.work.temp().hard_link(temp, links, temp)
+    }
+
+    /// Notes how many names the union shows of a copy.
+    pub(super) fn note_names(&self, linked: &Linked) {
+        let write = || -> io::Result<()> {
+            let (links, note) = (self.writable()?.work.links(), note_name(&linked.name)?);
+            let file = crate::sys::file::Place::Child(links, &note).open_data(Access::ReadWrite)?;
+            file.write_all_at(&linked.names().to_le_bytes(), 8)
+        };
+        if let Err(e) = write() {
+            tracing::warn!(error = %e, "cannot note the number of names of a file: it may be shown wrong \
+                                        after the next mount");
+        }
+    }
+
+    /// Takes up what the union before has noted. What stands for nothing any more is removed.
+    pub(super) fn load_links(&self) -> io::Result<()> {
+        let Some(upper) = &self.upper else { return Ok(()) };
+        let links = upper.work.links();
+        for entry in links.entries()? {
+            let bytes = entry.name.as_bytes();
+            let name = Name::new(bytes.strip_suffix(NOTE).unwrap_or(bytes));
+            let Some((name, note)) = name.ok().and_then(|name| {
+                let note = note_name(&name).ok()?;
+                Some((name, note))
+            }) else {
+                // No name that the union gives.
+                remove(links, &entry.name)?;
+                continue;
+            };
+            // Looked at along with its note.
+            if entry.name != note && links.try_stat_at(&note)?.is_some() {
+                continue;
+            }
+            match self.read_link_note(links, &name)? {
+                Some(linked) => self.links.insert(linked),
+                None => discard(links, &name)?,
+            }
+        }
+        if self.links.is_empty() { upper.work.clear(Marker::Linked) } else { Ok(()) }
+    }
+
+    /// What a note says; none if the copy stands for nothing, or has all its names.
+    fn read_link_note(&self, links: &Dir, name: &Name) -> io::Result<Option<Linked>> {
+        let note = note_name(name)?;
+        let is_note = links.try_stat_at(&note)?.is_some_and(|note| note.is_file());
+        let copy = links.try_stat_at(name)?.filter(|copy| is_note && !copy.is_dir());
+        let Some(copy) = copy else { return Ok(None) };
+        let file = crate::sys::file::Place::Child(links, &note).open_data(Access::Read)?;
+        // Of a path no layer has a longer one.
+        let mut bytes = vec![0; 16 + (1 << 16)];
+        let read = file.read_at(&mut bytes, 0)?;
+        bytes.truncate(read);
+        let Some(note) = Note::decode(&bytes) else { return Ok(None) };
+        if has_all_names(&copy, note.names) {
+            return Ok(None);
+        }
+        let Some(original) = self.original(&note)? else {
+            tracing::warn!(
+                path = ?note.path,
+                "a file with several names that was copied up is not in the lower layer any more"
+            );
+            return Ok(None);
+        };
+        let lower = Real::from(&original);
+        let id = self.table.direct_id(lower).unwrap_or_else(|| self.table.dynamic_id());
+        Ok(Some(Linked::new(name.clone(), id, lower, Real::from(&copy), note.names)))
+    }
+
+    fn original(&self, note: &Note) -> io::Result<Option<Stat>> {
+        let layer = usize::try_from(note.layer).ok().and_then(|layer| {
+            self.lowers.len().checked_sub(1).and_then(|last| last.checked_sub(layer))
+        });
+        let (Some(layer), Some(dir), Some(name)) =
+            (layer, note.path.parent(), note.path.file_name())
+        else {
+            return Ok(None);
+        };
+        let dir = match open_beneath(&self.lower(layer)?.dir, &dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            dir => dir?,
+        };
+        Ok(dir.try_stat_at(&name)?.filter(|stat| !stat.is_dir() && stat.nlink > 1))
+    }
+
+    /// Places every name that the union shows of such copies in the upper. Calls `step` for each file and
+    /// directory, and stops when that says so.
+    pub(super) fn place_all_names(
+        &self,
+        step: &mut dyn FnMut() -> ControlFlow<()>,
+    ) -> io::Result<()> {
+        let gone = |e: &io::Error| e.kind() == io::ErrorKind::NotFound;
+        let mut dirs: Vec<Arc<Node>> = vec![Arc::clone(self.root())];
+        while let Some(dir) = dirs.pop() {
+            let mut names = Vec::new();
+            let listed = self.list(&dir, 0, |_, entry| {
+                if let Listed::Name(name) = entry {
+                    names.push(name);
+                }
+                Ok(true)
+            });
+            match listed {
+                Err(e) if gone(&e) => continue,
+                listed => listed?,
+            }
+            for name in names {
+                if step().is_break() {
+                    return Ok(());
+                }
+                let node = match self.resolve(&dir, &name) {
+                    Ok(Some(node)) => node,
+                    Ok(None) => continue,
+                    Err(e) if gone(&e) => continue,
+                    Err(e) => return Err(e),
+                };
+                if node.is_dir() {
+                    dirs.push(node);
+                } else if matches!(node.state.lock().place, Place::Linked(_)) {
+                    self.place_names(&node)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets all such copies, of which the upper has all names.
+    pub(super) fn forget_links(&self) -> io::Result<()> {
+        let Some(upper) = &self.upper else { return Ok(()) };
+        for linked in self.links.all() {
+            discard(upper.work.links(), &linked.name)?;
+            self.links.remove(&linked);
+        }
+        Ok(())
+    }
+
+    /// At the end: forgets those that have all their names in the upper.
+    pub(super) fn prune_links(&self) -> io::Result<()> {
+        let Some(upper) = &self.upper else { return Ok(()) };
+        for linked in self.links.all() {
+            let links = upper.work.links();
+            let copy = links.try_stat_at(&linked.name)?;
+            if copy.is_none_or(|copy| has_all_names(&copy, linked.names())) {
+                discard(links, &linked.name)?;
+                self.links.remove(&linked);
+            }
+        }
+        if self.links.is_empty() { upper.work.clear(Marker::Linked) } else { Ok(()) }
+    }
+}
+
+/// Whether a copy, which has a link among the union's own, has as many names beside.
+fn has_all_names(copy: &Stat, names: u64) -> bool {
+    copy.nlink.saturating_sub(1) >= names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_read_back() {
+        let path = RelPath::new("a/\u{e9} b").unwrap();
+        let note = Note { layer: 3, names: u64::MAX, path };
+        assert_eq!(Note::decode(&note.encode()), Some(note.clone()));
+        for bad in [&b""[..], &[0; 15], &[0; 16], b"1234567812345678/a", b"1234567812345678a/../b"]
+        {
+            assert_eq!(Note::decode(bad), None, "{bad:?}");
+        }
     }
 }

@@ -17,6 +17,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -29,6 +30,7 @@ use super::lookup::MAX_RETRIES;
 use super::node::{LowerPlace, Node, State};
 use super::rename::REDIRECT_MAX;
 use super::spec::SyncPolicy;
+use super::workdir::Marker;
 use super::{Union, UpperBranch};
 use crate::layer::LayerFormat;
 use crate::layer::marks::{self, Redirect};
@@ -194,7 +196,7 @@ impl Union {
         path: &RelPath,
     ) -> io::Result<()> {
         let keys = Keys::of(upper.format).ok_or(Code::NotSupported)?;
-        upper.work.note_metacopy()?;
+        upper.work.note(Marker::Metacopy)?;
         file.set_len(size)?;
         let of = Of::Fd(file.as_fd());
         xattr::set(of, &keys.redirect, &[b"/", path.as_bytes()].concat())?;
@@ -331,18 +333,22 @@ impl Union {
         remove(&keys.completing)
     }
 
-    /// From now on no more such copies are made, and those that there are get their data, while the union
-    /// is in use.
+    /// From now on no more such copies are made, and those that there are get their data, and files all their
+    /// names, while the union is in use.
     pub(crate) fn complete_all(&self) -> io::Result<()> {
         let Some(upper) = &self.upper else { return Ok(()) };
         // Waits for those that are being made.
         *self.metacopies_end.write() = true;
         for _ in 0..MAX_RETRIES {
             let moved = self.moved.load(Ordering::SeqCst);
+            if !self.links.is_empty() {
+                self.place_all_names(&mut || ControlFlow::Continue(()))?;
+            }
             self.complete_below(upper)?;
             // What was moved meanwhile may have been missed.
             if self.moved.load(Ordering::SeqCst) == moved {
-                return upper.work.no_metacopies();
+                upper.work.clear(Marker::Linked)?;
+                return upper.work.clear(Marker::Metacopy);
             }
         }
         Err(Code::Busy.into())

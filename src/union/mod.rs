@@ -167,7 +167,7 @@ impl Union {
         if table.insert(&root).is_ok() {
             table.retain(&root);
         }
-        Ok(Union {
+        let union = Union {
             lowers: spec.lowers,
             upper,
             options: spec.options,
@@ -184,7 +184,9 @@ impl Union {
             copiers: Mutex::default(),
             #[cfg(test)]
             hooks: tests::Hooks::default(),
-        })
+        };
+        union.load_links().at("take up the links in", "the work directory")?;
+        Ok(union)
     }
 
     /// From now on the kernel tells by itself when files were changed (FUSE's writeback).
@@ -220,6 +222,7 @@ impl Union {
     pub(crate) fn close(&self) -> io::Result<()> {
         self.table.clear();
         let Some(upper) = &self.upper else { return Ok(()) };
+        self.prune_links()?;
         upper.work.empty()?;
         match self.options.sync {
             SyncPolicy::Strict => upper.dir.sync_file_system(),

@@ -5,12 +5,13 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::MutexGuard;
 
 use super::lookup::{Found, View};
 use super::node::{Node, Place, Real, State};
-use super::{Union, UpperBranch};
+use super::{Union, UpperBranch, links};
 use crate::layer::marks;
 use crate::path::Name;
 use crate::sys::dir::{Dir, OnExisting};
@@ -33,14 +34,19 @@ impl Union {
     pub(crate) fn unlink(&self, parent: &Arc<Node>, name: &Name) -> io::Result<()> {
         let upper = self.writable()?;
         let names = parent.names.lock();
-        let (view, found) = self.existing(parent, name)?;
+        let (mut view, found) = self.existing(parent, name)?;
         if found.stat.is_dir() {
             return Err(Code::IsDirectory.into());
         }
-        let victim = self.victim(parent, &found)?;
-        if let Some(node) = &victim.node {
-            // Else this could be the only name of what was written through another.
+        let mut victim = self.victim(parent, &found)?;
+        if let Some(node) = &victim.node
+            && node.unplaced.load(Ordering::Relaxed)
+        {
+            // Else this could be the only name of what was written through another. It may be placed itself.
             self.place_names(node)?;
+            let found;
+            (view, found) = self.existing(parent, name)?;
+            victim = self.victim(parent, &found)?;
         }
         let whiteout = !victim.in_upper || self.shown_below(&view, name)?.is_some();
         if whiteout {
@@ -159,15 +165,17 @@ impl Union {
             }
             link = state.remove_link(parent, name);
             state.touch();
-            if let Some(linked) = linked
-                && linked.remove_name() == 0
-            {
-                self.drop_linked(&linked, Some(&mut state));
+            if let Some(linked) = linked {
+                match linked.remove_name() {
+                    0 => self.drop_linked(&linked, Some(&mut state)),
+                    _ => self.note_names(&linked),
+                }
             }
-        } else if let Some(linked) = linked
-            && linked.remove_name() == 0
-        {
-            self.drop_linked(&linked, None);
+        } else if let Some(linked) = linked {
+            match linked.remove_name() {
+                0 => self.drop_linked(&linked, None),
+                _ => self.note_names(&linked),
+            }
         }
         link
     }
@@ -187,7 +195,7 @@ impl Union {
             }
         }
         self.links.remove(linked);
-        if let Err(e) = dir.unlink(&linked.name) {
+        if let Err(e) = links::discard(dir, &linked.name) {
             tracing::warn!(error = %e, "cannot remove the further link of an unlinked file");
         }
     }

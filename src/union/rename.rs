@@ -21,6 +21,7 @@ use super::create::check_name;
 use super::lookup::{Found, View};
 use super::node::{Node, State};
 use super::remove::{lock_names, put_whiteout, take_out_dir};
+use super::workdir::Marker;
 use super::xattr::ZERO_DEVICE_FILE;
 use super::{Union, UpperBranch};
 use crate::layer::marks;
@@ -339,7 +340,7 @@ impl Union {
         if xattr::get(xattr::Of::dir(dir), key.as_bytes())?.as_deref() == Some(&*value) {
             return Ok(());
         }
-        upper.work.note_redirect()?;
+        upper.work.note(Marker::Redirected)?;
         Place::Open(dir.as_fd())
             .despite_its_mode(|| xattr::set(xattr::Of::dir(dir), key.as_bytes(), &value))
     }

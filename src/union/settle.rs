@@ -20,12 +20,14 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use super::copyup::Data;
 use super::node::Node;
+use super::workdir::Marker;
 use super::{Listed, Union, UnionSpec, UpperBranch};
 use crate::error::{Error, IoContext, Result};
 use crate::layer::descent::{Descent, Purpose};
@@ -70,11 +72,24 @@ fn settle_here(spec: UnionSpec, progress: &mut ProgressFn<'_>) -> Result<Settled
         told: Progress::new(Phase::Copy),
         settled: Settled::default(),
     };
+    if !union.links.is_empty() {
+        let mut reported = Ok(());
+        let mut step = || {
+            walk.told.entries = walk.told.entries.saturating_add(1);
+            reported = report(walk.progress, walk.told);
+            if reported.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        };
+        union.place_all_names(&mut step).at("place the names of hard links in", "the layer")?;
+        reported?;
+    }
     walk.run()?;
     let settled = walk.settled;
     union.close().at("write to disk", "the settled layer")?;
-    upper.work.no_metacopies().at("note that it is settled in", "the work directory")?;
-    upper.work.no_redirects().at("note that it is settled in", "the work directory")?;
+    // Every name is in the upper.
+    union.forget_links().at("forget the links in", "the work directory")?;
+    for marker in Marker::ALL {
+        upper.work.clear(marker).at("note that it is settled in", "the work directory")?;
+    }
     Ok(settled)
 }
 

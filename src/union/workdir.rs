@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! temp/    files and directories being made, or taken out to be removed; emptied when the union is opened
-//! links/   a name for each file that has further names in a lower layer; emptied likewise
-//! state/   kept: the markers of redirected directories and of metadata-only copies
+//! links/   kept: a name for each file that has further names in a lower layer, and what it is (see `links`)
+//! state/   kept: the markers of what in the upper refers to lower layers
 //! ```
 
 use std::io;
@@ -21,11 +21,29 @@ use crate::sys::remove::remove_tree;
 use crate::sys::umask;
 use crate::sys::xattr::{self, Of};
 
-/// The marker, in `state`, that directories of the upper refer to lower ones.
-const REDIRECTED: &str = "redirected";
+/// What in the upper refers to lower layers, and must be settled before others read it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Marker {
+    /// Directories, by redirects.
+    Redirected,
+    /// Files, which have their data there.
+    Metacopy,
+    /// Files with several names, some of which are there alone.
+    Linked,
+}
 
-/// The marker, in `state`, that files of the upper have their data in lower layers.
-const METACOPY: &str = "metacopy";
+impl Marker {
+    pub(super) const ALL: [Marker; 3] = [Marker::Redirected, Marker::Metacopy, Marker::Linked];
+
+    /// The file in `state` that says so.
+    fn file(self) -> &'static str {
+        match self {
+            Marker::Redirected => "redirected",
+            Marker::Metacopy => "metacopy",
+            Marker::Linked => "linked",
+        }
+    }
+}
 
 /// A union's own directory, for one union at a time.
 #[derive(Debug)]
@@ -34,8 +52,8 @@ pub(super) struct Work {
     links: Dir,
     state: Dir,
     next: AtomicU64,
-    /// The marker of metadata-only copies is known to be there.
-    noted: AtomicBool,
+    /// Which markers are known to be there.
+    noted: [AtomicBool; Marker::ALL.len()],
 }
 
 /// A directory in which something is made that shall have inherited from another directory.
@@ -64,8 +82,13 @@ impl Work {
             links: open("links")?,
             state: open("state")?,
             next: AtomicU64::new(0),
-            noted: AtomicBool::new(false),
+            noted: Default::default(),
         };
+        for entry in work.links.entries().at("list", "the links in the work directory")? {
+            let number = str::from_utf8(entry.name.as_bytes()).ok().and_then(|s| s.parse().ok());
+            let next = number.map_or(0, |number: u64| number.saturating_add(1));
+            work.next.fetch_max(next, Ordering::Relaxed);
+        }
         for entry in work.temp.entries().at("list", "the work directory")? {
             metacopy::recover(format, &work.temp, &entry.name)
                 .at("undo a copy in the layer, noted in the work directory as", &entry.name)?;
@@ -76,10 +99,8 @@ impl Work {
 
     /// Removes everything that is not to be remembered.
     pub(super) fn empty(&self) -> io::Result<()> {
-        for dir in [&self.temp, &self.links] {
-            for entry in dir.entries()? {
-                remove_tree(dir, &entry.name, &mut || Ok(()))?;
-            }
+        for entry in self.temp.entries()? {
+            remove_tree(&self.temp, &entry.name, &mut || Ok(()))?;
         }
         Ok(())
     }
@@ -93,52 +114,36 @@ impl Work {
         &self.links
     }
 
-    /// Notes, before it is done, that directories of the upper refer to lower ones by redirects.
-    pub(super) fn note_redirect(&self) -> io::Result<()> {
-        self.note(REDIRECTED)
-    }
-
-    /// Notes, before it is done, that files of the upper have their data in lower layers.
-    pub(super) fn note_metacopy(&self) -> io::Result<()> {
-        if !self.noted.load(Ordering::Relaxed) {
-            self.note(METACOPY)?;
-            self.noted.store(true, Ordering::Relaxed);
+    /// Notes, before it is done, that something of the upper refers to lower layers.
+    pub(super) fn note(&self, marker: Marker) -> io::Result<()> {
+        let Some(noted) = self.noted.get(marker as usize) else { return Ok(()) };
+        if !noted.load(Ordering::Relaxed) {
+            let file = Name::new(marker.file()).map_err(io::Error::other)?;
+            if self.state.try_stat_at(&file)?.is_none() {
+                self.state.open_or_create(&file, 0o600)?;
+                self.state.sync()?;
+            }
+            noted.store(true, Ordering::Relaxed);
         }
         Ok(())
     }
 
-    fn note(&self, marker: &str) -> io::Result<()> {
-        let marker = Name::new(marker).map_err(io::Error::other)?;
-        if self.state.try_stat_at(&marker)?.is_none() {
-            self.state.open_or_create(&marker, 0o600)?;
-            self.state.sync()?;
+    /// Notes that nothing of the upper does so any more.
+    pub(super) fn clear(&self, marker: Marker) -> io::Result<()> {
+        if let Some(noted) = self.noted.get(marker as usize) {
+            noted.store(false, Ordering::Relaxed);
         }
-        Ok(())
+        let file = Name::new(marker.file()).map_err(io::Error::other)?;
+        match self.state.unlink(&file) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
     }
 
     /// A name that is not taken in any of the directories.
     pub(super) fn new_name(&self) -> io::Result<Name> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         Name::new(number.to_string()).map_err(io::Error::other)
-    }
-
-    /// Notes that no directory of the upper refers to lower ones.
-    pub(super) fn no_redirects(&self) -> io::Result<()> {
-        self.remove_note(REDIRECTED)
-    }
-
-    /// Notes that no file of the upper has its data in lower layers.
-    pub(super) fn no_metacopies(&self) -> io::Result<()> {
-        self.noted.store(false, Ordering::Relaxed);
-        self.remove_note(METACOPY)
-    }
-
-    fn remove_note(&self, marker: &str) -> io::Result<()> {
-        let marker = Name::new(marker).map_err(io::Error::other)?;
-        match self.state.unlink(&marker) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            removed => removed,
-        }
     }
 
     /// Removes what has been made or taken out.

@@ -237,3 +237,155 @@ fn what_is_closed_to_its_owner_can_be_used_nevertheless() {
         close(path, 0o755);
     }
 }
+
+/// Two names of one file in different directories of a lower layer, and a third in one that is hidden.
+fn linked(f: &Fixture) {
+    f.file("bottom/d/a");
+    f.file("bottom/e/x");
+    for path in ["bottom/e/b", "bottom/gone"] {
+        fs::hard_link(f.path("bottom/d/a"), f.path(path)).unwrap();
+    }
+}
+
+fn number_and_links(u: &Union, path: &str) -> (u64, u64) {
+    let attr = u.attr(&u.walk(path).unwrap()).unwrap();
+    (attr.ino, attr.nlink)
+}
+
+#[test]
+fn hard_links_stay_together_when_it_is_opened_again() {
+    for format in FORMATS {
+        let f = Fixture::new(format);
+        linked(&f);
+        let u = f.open();
+        let _known = u.walk("d/a").unwrap();
+        u.rm("gone").unwrap();
+        u.write(&u.walk("d/a").unwrap(), 0, b"A", None, false).unwrap();
+        let (ino, nlink) = number_and_links(&u, "d/a");
+        assert_eq!(nlink, 2);
+        u.close().unwrap();
+        drop(u);
+        assert_eq!(f.upper_names("d"), ["a"]);
+        assert!(!f.path("upper/e/b").exists(), "only what is known is placed");
+        for _ in 0..2 {
+            let u = f.open();
+            for path in ["e/b", "d/a"] {
+                assert_eq!(u.text(path).unwrap(), "Aottom/d/a", "{format} {path}");
+                assert_eq!(number_and_links(&u, path).1, 2);
+            }
+            let (b, a) = (u.walk("e/b").unwrap(), u.walk("d/a").unwrap());
+            assert_eq!(a.id(), b.id());
+            if format != LayerFormat::Aufs {
+                assert_eq!(a.id(), ino);
+            }
+        }
+        let u = f.open();
+        u.write(&u.walk("e/b").unwrap(), 1, b"B", None, false).unwrap();
+        drop(u);
+        // As if killed: and from now on it has all its names in the upper.
+        let u = f.open();
+        assert_eq!(u.text("d/a").unwrap(), "ABttom/d/a");
+        let meta = |path: &str| fs::metadata(f.path("upper").join(path)).unwrap();
+        assert_eq!((meta("d/a").ino(), meta("d/a").nlink()), (meta("e/b").ino(), 2));
+        assert_eq!(names(&f.path("work/links")), [""; 0]);
+        assert_eq!(number_and_links(&u, "e/b").1, 2);
+    }
+}
+
+#[test]
+fn the_number_of_names_is_kept() {
+    let f = Fixture::new(LayerFormat::OverlayUser);
+    linked(&f);
+    let u = f.open();
+    u.write(&u.walk("d/a").unwrap(), 0, b"A", None, false).unwrap();
+    let (root, node) = (Arc::clone(u.root()), u.walk("d/a").unwrap());
+    u.link(&node, &root, &name("new")).unwrap();
+    drop((u, node, root));
+    let u = f.open();
+    assert_eq!(number_and_links(&u, "new").1, 4);
+    u.rm("gone").unwrap();
+    u.rm("d/a").unwrap();
+    drop(u);
+    let u = f.open();
+    assert_eq!(number_and_links(&u, "e/b").1, 2);
+    u.rm("e/b").unwrap();
+    u.rm("new").unwrap();
+    u.close().unwrap();
+    assert_eq!(names(&f.path("work/links")), [""; 0]);
+    assert!(!f.path("work/state/linked").exists());
+}
+
+#[test]
+fn a_name_that_is_found_after_the_copy_can_be_removed() {
+    for format in FORMATS {
+        let f = Fixture::new(format);
+        linked(&f);
+        let u = f.open();
+        u.write(&u.walk("d/a").unwrap(), 0, b"A", None, false).unwrap();
+        u.walk("gone").unwrap();
+        u.rm("gone").unwrap();
+        assert_eq!((u.text("gone"), number_and_links(&u, "d/a").1), (None, 2));
+        drop(u);
+        assert_eq!(f.open().text("gone"), None);
+    }
+}
+
+#[test]
+fn settling_finds_all_names() {
+    let f = Fixture::new(LayerFormat::OverlayUser);
+    linked(&f);
+    let u = f.open();
+    u.mv("e", "renamed", RenameMode::Replace).unwrap();
+    u.set_attr(&u.walk("d/a").unwrap(), &SetAttr { mode: Some(0o600), ..SetAttr::nothing() })
+        .unwrap();
+    u.close().unwrap();
+    drop(u);
+    assert!(f.path("work/state/linked").exists());
+    settle(f.spec(), &mut crate::ignore_progress).unwrap();
+    let meta = |path: &str| fs::metadata(f.path("upper").join(path)).unwrap();
+    for path in ["d/a", "renamed/b", "gone"] {
+        assert_eq!((meta(path).ino(), meta(path).nlink()), (meta("d/a").ino(), 3), "{path}");
+        assert_eq!(meta(path).mode() & 0o777, 0o600);
+        assert_eq!(fs::read(f.path("upper").join(path)).unwrap(), b"bottom/d/a");
+    }
+    assert_eq!(names(&f.path("work/links")), [""; 0]);
+    assert_eq!(names(&f.path("work/state")), [""; 0]);
+}
+
+#[test]
+fn names_are_found_while_it_is_in_use() {
+    let f = Fixture::new(LayerFormat::OverlayUser);
+    linked(&f);
+    let u = f.open();
+    u.write(&u.walk("d/a").unwrap(), 0, b"A", None, false).unwrap();
+    u.complete_all().unwrap();
+    for path in ["d/a", "e/b", "gone"] {
+        assert_eq!(fs::read(f.path("upper").join(path)).unwrap(), b"Aottom/d/a");
+    }
+    assert!(!f.path("work/state/linked").exists());
+    u.write(&u.walk("gone").unwrap(), 0, b"G", None, false).unwrap();
+    assert_eq!(u.text("e/b").unwrap(), "Gottom/d/a");
+    u.close().unwrap();
+    assert_eq!(names(&f.path("work/links")), [""; 0]);
+}
+
+#[test]
+fn a_link_without_its_original_is_forgotten() {
+    let f = Fixture::new(LayerFormat::OverlayUser);
+    linked(&f);
+    let u = f.open();
+    u.write(&u.walk("d/a").unwrap(), 0, b"A", None, false).unwrap();
+    drop(u);
+    // The layer is another one, and what is in the work directory was cut off.
+    fs::remove_file(f.path("bottom/d/a")).unwrap();
+    fs::write(f.path("work/links/77.from"), "half").unwrap();
+    fs::write(f.path("work/links/78"), "alone").unwrap();
+    // And what was never the union's.
+    fs::write(f.path("work/links/.from"), "").unwrap();
+    fs::write(f.path("work/links").join("x".repeat(255)), "").unwrap();
+    fs::create_dir_all(f.path("work/links/79.from/deep")).unwrap();
+    let u = f.open();
+    assert_eq!(u.text("d/a").unwrap(), "Aottom/d/a");
+    assert_eq!(u.text("e/b").unwrap(), "bottom/d/a");
+    assert_eq!(names(&f.path("work/links")), [""; 0]);
+}
