@@ -60,6 +60,31 @@ impl Table {
         }
     }
 
+    /// As [`Table::measure`], of what takes too long for more than a few runs, each of so many operations:
+    /// the samples are of one.
+    pub fn measure_few(
+        &mut self,
+        what: &str,
+        who: &str,
+        (runs, operations): (u32, u32),
+        mut before: impl FnMut() -> Result<(), String>,
+        mut run: impl FnMut() -> Result<(), String>,
+    ) {
+        let mut samples = Vec::new();
+        for _ in 0..runs {
+            let done = before().and_then(|()| {
+                let start = Instant::now();
+                run()?;
+                Ok(start.elapsed() / operations)
+            });
+            match done {
+                Ok(took) => samples.push(took),
+                Err(why) => return println!("skipped: {what} by {who}: {why}"),
+            }
+        }
+        self.rows.push(Row { what: what.to_owned(), who: who.to_owned(), samples });
+    }
+
     /// As [`Table::measure`], of a peer: tried once, and skipped, with the reason, if it cannot do it.
     pub fn compare(
         &mut self,
@@ -78,7 +103,7 @@ impl Table {
     /// Prints all of it. Below 1, we are faster.
     pub fn finish(self) {
         self.criterion.final_summary();
-        println!("\n{:<24} {:<20} {:>10}  stratafs/who", "what", "who", "median");
+        println!("\n{:<40} {:<18} {:>13}  stratafs/who", "what", "who", "median");
         for i in 0..self.rows.len() {
             let (median, row) = (median(&self.rows[i].samples), &self.rows[i]);
             let ours = self.rows.iter().find(|other| other.what == row.what && other.who == OURS);
@@ -90,7 +115,7 @@ impl Table {
                 _ => String::new(),
             };
             let ms = median.as_secs_f64() * 1e3;
-            println!("{:<24} {:<20} {ms:>7.1} ms  {ratio}", row.what, row.who);
+            println!("{:<40} {:<18} {ms:>10.3} ms  {ratio}", row.what, row.who);
         }
     }
 }

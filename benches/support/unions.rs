@@ -16,8 +16,14 @@ pub enum Maker {
     Ours,
     /// The same without the kernel's writeback.
     OursWithoutWriteback,
+    /// The same, which never waits for the disk.
+    OursVolatile,
     /// The kernel's overlayfs, for root.
     Kernel,
+    /// The same, which never waits for the disk.
+    KernelVolatile,
+    /// The same, which copies no data for changes of attributes.
+    KernelMetacopy,
     /// The program in PATH.
     FuseOverlayfs,
 }
@@ -37,12 +43,26 @@ impl Maker {
         makers
     }
 
+    /// Of those, the ones that differ in how they copy up.
+    pub fn that_copy_up() -> Vec<Maker> {
+        let mut makers = Maker::all();
+        makers.retain(|maker| *maker != Maker::OursWithoutWriteback);
+        makers.insert(1, Maker::OursVolatile);
+        if makers.contains(&Maker::Kernel) {
+            makers.extend([Maker::KernelVolatile, Maker::KernelMetacopy]);
+        }
+        makers
+    }
+
     /// As it is called in tables.
     pub fn name(self) -> &'static str {
         match self {
             Maker::Ours => super::table::OURS,
             Maker::OursWithoutWriteback => "writeback off",
+            Maker::OursVolatile => "stratafs volatile",
             Maker::Kernel => "kernel",
+            Maker::KernelVolatile => "kernel volatile",
+            Maker::KernelMetacopy => "kernel metacopy",
             Maker::FuseOverlayfs => "fuse-overlayfs",
         }
     }
@@ -62,25 +82,31 @@ impl Mounted {
             empty(dir);
         }
         let ours = match maker {
-            Maker::Ours | Maker::OursWithoutWriteback => {
+            Maker::Ours | Maker::OursWithoutWriteback | Maker::OursVolatile => {
                 let format =
                     if is_root() { LayerFormat::OverlayTrusted } else { LayerFormat::OverlayUser };
                 let mut options = FuseMountOptions::new(format);
                 let layer = |dir: &PathBuf| FuseLayer { dir: dir.clone(), format };
                 options.lowers = lowers.iter().map(layer).collect();
                 options.upper = Some(UpperDir { dir: upper, work });
-                options.writeback = maker == Maker::Ours;
+                options.writeback = maker != Maker::OursWithoutWriteback;
+                options.volatile = maker == Maker::OursVolatile;
                 Some(FuseMount::new(&target, &options).map_err(|e| e.to_string())?)
             }
-            Maker::Kernel | Maker::FuseOverlayfs => {
+            _ => {
                 let lowers: Vec<_> = lowers.iter().map(|dir| dir.to_string_lossy()).collect();
+                let more = match maker {
+                    Maker::KernelVolatile => ",volatile",
+                    Maker::KernelMetacopy => ",metacopy=on,redirect_dir=on",
+                    _ => "",
+                };
                 let options = format!(
-                    "lowerdir={},upperdir={},workdir={}",
+                    "lowerdir={},upperdir={},workdir={}{more}",
                     lowers.join(":"),
                     upper.display(),
                     work.display()
                 );
-                if maker == Maker::Kernel {
+                if maker != Maker::FuseOverlayfs {
                     let options = std::ffi::CString::new(options).expect("no NUL");
                     let flags = MountFlags::empty();
                     rustix::mount::mount("overlay", &target, "overlay", flags, options.as_c_str())
