@@ -60,7 +60,8 @@ pub(crate) fn on_another_thread<T: Send>(
 ) -> Result<T> {
     let (reports, reported) = mpsc::sync_channel(0);
     let (answers, answered) = mpsc::sync_channel(0);
-    std::thread::scope(|scope| {
+    // The channels go with it, if the callback panics: then the other side does not wait.
+    std::thread::scope(move |scope| {
         let working = scope.spawn(move || {
             work(&mut |progress| {
                 // The other side listens for as long as this one works.
@@ -87,5 +88,33 @@ pub(crate) fn report(callback: &mut ProgressFn<'_>, progress: Progress) -> Resul
         ControlFlow::Break(()) => {
             Err(Error::new(ErrorKind::Cancelled, "stopped by the progress callback"))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_of_the_callback_ends_work_on_another_thread() {
+        let work = |progress: &mut ProgressFn<'_>| {
+            for _ in 0..3 {
+                report(progress, Progress::new(Phase::Copy))?;
+            }
+            Ok(())
+        };
+        let mut calls = 0;
+        on_another_thread(work, &mut |_| {
+            calls += 1;
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        assert_eq!(calls, 3);
+        let stopped = on_another_thread(work, &mut |_| ControlFlow::Break(()));
+        assert_eq!(stopped.unwrap_err().kind(), ErrorKind::Cancelled);
+        let panicked = std::panic::catch_unwind(|| {
+            on_another_thread(work, &mut |_| panic!("by the callback"))
+        });
+        assert!(panicked.is_err());
     }
 }

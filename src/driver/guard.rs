@@ -371,7 +371,11 @@ pub(crate) fn write_back(target: &Path, identity: &MountIdentity, what: WriteBac
     }
     let done = match what {
         WriteBack::Written => Ok(()),
-        WriteBack::AllData => fuse::keep_data(&root),
+        WriteBack::AllData => match fuse::keep_data(&root) {
+            // A server of an earlier version, which makes nothing without its data.
+            Err(e) if fuse::is_unknown_call(&e) => Ok(()),
+            done => done,
+        },
     };
     match done.and_then(|()| fuse::sync_file_system(&root)) {
         // Its server has died: there is nothing that could still be written.

@@ -16,9 +16,9 @@ use crate::sys::mountinfo;
 use crate::union::{self, Settled};
 
 /// Completes the directories that were renamed in `upper`, the files of which only attributes were changed,
-/// and the names of those that have several: they have their contents in one of `lowers`, the topmost first, the layers that it was mounted
-/// with. Afterwards it alone is the difference to them, and may be mounted with `redirect_dir=nofollow`,
-/// `metacopy=off` or `userxattr`, packed, or compared.
+/// and the names of those that have several: the rest of them is in one of `lowers`, the topmost first, the
+/// layers that it was mounted with. Afterwards it alone is the difference to them, and may be mounted with
+/// `redirect_dir=nofollow`, `metacopy=off` or `userxattr`, packed, or compared.
 ///
 /// What is missing is copied; data are shared with the original where the file system can do that. Can be
 /// stopped, by a kill too, and called again: the layer shows the same at every moment.

@@ -124,11 +124,8 @@ impl Store {
         if row.info.kind != Kind::Active || row.settled {
             return Ok(());
         }
-        let what = match self.refers_below(row)? {
-            Refers::Nothing => WriteBack::Written,
-            Refers::Files | Refers::Directories => WriteBack::AllData,
-        };
-        self.write_back(row, what)?;
+        // Also if there is nothing yet: while the layer is read nothing of the kind may come.
+        self.write_back(row)?;
         if !self.needs_settling(row)? {
             return Ok(());
         }
@@ -146,7 +143,7 @@ impl Store {
         progress: &mut ProgressFn<'_>,
     ) -> Result<()> {
         // Whatever comes later from a mount belongs to a layer that stands on its own.
-        self.write_back(row, WriteBack::AllData)?;
+        self.write_back(row)?;
         if !self.needs_settling(row)? {
             return Ok(());
         }
@@ -157,12 +154,12 @@ impl Store {
     }
 
     /// Has what belongs to mounts of the snapshot written to its layer.
-    fn write_back(&self, row: &Row, what: WriteBack) -> Result<()> {
+    fn write_back(&self, row: &Row) -> Result<()> {
         for (_, mount) in self.rows()? {
             if mount.snapshot == row.id
                 && let Some(identity) = &mount.identity
             {
-                write_back(&mount.target(), identity, what)?;
+                write_back(&mount.target(), identity, WriteBack::AllData)?;
             }
         }
         Ok(())

@@ -23,6 +23,11 @@ pub(crate) fn is_full(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }
 
+/// Whether a file's xattrs have no room, or its file system has none.
+pub(crate) fn has_no_room_for_xattrs(e: &io::Error) -> bool {
+    is_full(e) || matches!(e.raw_os_error(), Some(libc::E2BIG | libc::ERANGE | libc::EOPNOTSUPP))
+}
+
 /// Whether two names cannot be exchanged on this file system, or one of them is not there.
 pub(crate) fn cannot_exchange(e: &io::Error) -> bool {
     matches!(

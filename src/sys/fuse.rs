@@ -227,6 +227,11 @@ pub(crate) fn keep_data(root: impl AsFd) -> io::Result<()> {
     if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Whether a server does not know a call.
+pub(crate) fn is_unknown_call(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::ENOTTY | libc::ENOSYS))
+}
+
 /// Opens a file in a mount that may be attached nowhere.
 pub(crate) fn open_in(mount: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
     use rustix::fs::{Mode, OFlags};

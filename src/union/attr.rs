@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Union;
 use super::caller::Caller;
@@ -95,7 +96,8 @@ impl Union {
     /// again if they are still those of its file.
     pub(super) fn attr_as_found(&self, node: &Arc<Node>, found: &Stat) -> io::Result<Attr> {
         let may_be_marked = found.mode == ZERO_DEVICE_FILE && found.is_file();
-        if !may_be_marked {
+        // Of a file that was just being completed it was found what is not to be shown.
+        if !may_be_marked && !node.partial.load(Ordering::Relaxed) {
             let real = Some(Real::from(found));
             let state = node.state.lock();
             let holds = match &state.place {

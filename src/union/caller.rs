@@ -66,8 +66,10 @@ impl Union {
             return Ok(());
         }
         let attr = self.attr(node)?;
-        let capable =
-            self.at(node, |place, _, _| Ok(xattr::get(place.xattrs(), CAPABILITY)?.is_some()))?;
+        let capable = {
+            let _complete = self.when_complete(node);
+            self.at(node, |place, _, _| Ok(xattr::get(place.xattrs(), CAPABILITY)?.is_some()))?
+        };
         let clear = caller.takes_away(&attr);
         if !capable && clear == 0 {
             return Ok(());

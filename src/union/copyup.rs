@@ -18,13 +18,13 @@ use super::UpperBranch;
 use super::backing::open_whole;
 use super::links::{self, Linked};
 use super::metacopy::Below;
-use super::node::{LowerPlace, Node, Place, Real};
+use super::node::{LinkList, LowerPlace, Node, Place, Real};
 use super::spec::SyncPolicy;
 use super::xattr::copied;
 use crate::layer::LayerFormat;
 use crate::path::{Name, RelPath};
 use crate::sys::dir::{Dir, Node as Special, OnExisting};
-use crate::sys::errno::Code;
+use crate::sys::errno::{self, Code};
 use crate::sys::file::{self, Access, SetTime};
 use crate::sys::stat::{FileType, Stat};
 use crate::sys::umask;
@@ -42,10 +42,10 @@ pub(super) enum Data {
 
 /// A file of a lower layer.
 pub(super) struct Source<'a> {
-    dir: &'a Dir,
-    name: &'a Name,
-    format: LayerFormat,
-    stat: Stat,
+    pub(super) dir: &'a Dir,
+    pub(super) name: &'a Name,
+    pub(super) format: LayerFormat,
+    pub(super) stat: Stat,
 }
 
 impl Union {
@@ -90,22 +90,30 @@ impl Union {
         let source = self.source(&place, &lower_dir)?;
         let ended = self.metacopies_end.read();
         let path_below = match data {
-            Data::Below if !*ended => self.path_below(upper, node, &source.stat),
+            Data::Below if !*ended => self.path_below(upper, node, &source),
             _ => None,
         };
-        // Nobody waits for the data of a file.
-        let _made_while_allowed = path_below.is_some().then_some(ended);
+        // Whoever ends them waits for those whose marker he removes, but not for the data of others.
+        let noted = path_below.is_some() || source.stat.nlink > 1;
+        let made_while_allowed = noted.then_some(ended);
         umask::set_on_this_thread(0)?;
-        let temp = upper.work.new_name()?;
-        let made =
-            self.make_copy(upper, &source, &temp, data, path_below.as_ref()).and_then(|real| {
-                let below = path_below.map(|_| Below::at(place.clone(), &source.stat));
+        let make = |path_below: Option<&RelPath>| {
+            let temp = upper.work.new_name()?;
+            let made = self.make_copy(upper, &source, &temp, data, path_below).and_then(|real| {
+                let below = path_below.map(|_| Below::at(place.clone(), &source.stat, true));
                 self.publish_file(upper, node, &source, &temp, (real, below, &place))
             });
-        if made.is_err() {
-            upper.work.discard(&temp);
+            if made.is_err() {
+                upper.work.discard(&temp);
+            }
+            made
+        };
+        match make(path_below.as_ref()) {
+            // Whole it needs fewer marks.
+            Err(e) if path_below.is_some() && errno::has_no_room_for_xattrs(&e) => make(None)?,
+            made => made?,
         }
-        made?;
+        drop((made_while_allowed, copying));
         self.place_names(node)
     }
 
@@ -115,13 +123,15 @@ impl Union {
         if !node.unplaced.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let (links, linked) = {
-            let state = node.state.lock();
-            (state.links.clone(), matches!(state.place, Place::Linked(_)))
-        };
         let upper = self.writable()?;
-        node.unplaced.store(false, Ordering::Relaxed);
-        let place = || -> io::Result<()> {
+        // Who comes second relies on what the first has done.
+        let _copying = node.copying.lock();
+        loop {
+            let links = {
+                let state = node.state.lock();
+                let linked = matches!(state.place, Place::Linked(_));
+                if linked { state.links.clone() } else { LinkList::new() }
+            };
             for (above, name) in &links {
                 self.copy_up_dirs(upper, above)?;
                 let dir = self.upper_dir(above)?;
@@ -135,13 +145,17 @@ impl Union {
                     .despite_its_mode(|| upper.work.links().hard_link(kept, &dir, name))?;
                 crate::sys::dir::set_times(&*dir, before.atime, before.mtime)?;
             }
-            Ok(())
-        };
-        let placed = if linked { place() } else { Ok(()) };
-        if placed.is_err() {
-            node.unplaced.store(true, Ordering::Relaxed);
+            let state = node.state.lock();
+            let more = matches!(state.place, Place::Linked(_))
+                && state
+                    .links
+                    .iter()
+                    .any(|(dir, name)| !links.iter().any(|(d, n)| d.id == dir.id && n == name));
+            if !more {
+                node.unplaced.store(false, Ordering::Relaxed);
+                return Ok(());
+            }
         }
-        placed
     }
 
     pub(super) fn source<'a>(&self, place: &'a LowerPlace, dir: &'a Dir) -> io::Result<Source<'a>> {
@@ -273,12 +287,13 @@ impl Union {
         if linked {
             let unlinked = node.state.lock().unlinked;
             let names = source.stat.nlink.saturating_sub(unlinked.into());
-            if let Err(e) = self.note_link_of(upper, temp, place, names) {
+            if let Err(e) = self.note_link_of(upper, temp, (place, &source.stat), names) {
                 discard_link(upper, temp);
                 return Err(e);
             }
         }
         let published = self.publish_at_its_name(upper, node, temp, |state| {
+            node.partial.fetch_or(below.is_some(), Ordering::Relaxed);
             state.below = below;
             if linked {
                 state.place = Place::Linked(temp.clone());
@@ -290,6 +305,7 @@ impl Union {
                 self.links.insert(Linked::new(temp.clone(), node.id, lower, real, names));
             } else if Self::own_key(upper.format, "origin").is_none()
                 || source.stat.file_type != FileType::Regular
+                || self.table.direct_id(Real::from(&source.stat)) != Some(node.id)
             {
                 self.table.note_other_id(real, node.id);
             }
@@ -297,6 +313,12 @@ impl Union {
             // A descriptor of the original must not be used any more.
             self.table.descriptors.drop_file(node.generation);
         });
+        if published.is_ok()
+            && let Some(linked) = self.links.of(real)
+        {
+            // Some may have gone since.
+            self.note_names(&linked);
+        }
         if published.is_err() && linked {
             discard_link(upper, temp);
         }
@@ -384,7 +406,9 @@ impl Union {
         let temp = upper.work.new_name()?;
         let made = (|| {
             let real = self.make_dir_copy(upper, node, &temp)?;
-            let number = Self::own_key(upper.format, "origin").is_none();
+            let by_origin = node.lower.and_then(|lower| self.table.direct_id(lower));
+            let number =
+                Self::own_key(upper.format, "origin").is_none() || by_origin != Some(node.id);
             self.publish_at_its_name(upper, node, &temp, |_| {
                 node.set_upper(real);
                 if number {

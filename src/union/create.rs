@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::attr::{SETGID, SETUID};
-use super::copyup::Data;
 use super::descriptors::OpenFile;
 use super::lookup::{Entry, View};
 use super::node::{Directory, Node, Place as NodePlace};
@@ -138,26 +137,37 @@ impl Union {
         if node.is_dir() {
             return Err(Code::Perm.into());
         }
-        self.copy_up(node, Data::Below)?;
+        self.copy_up_for_names(node)?;
+        let _moving = self.moving.read();
         let _names = parent.names.lock();
         let (view, dir) = self.parent_dir(upper, parent)?;
-        match self.ground(upper, &view, &dir, name)? {
-            Ground::Free => self.at(node, |place, _, _| place.link(&dir, name))?,
-            Ground::Whiteout => {
-                let nursery = upper.work.nursery(&dir)?;
-                self.at(node, |place, _, _| place.link(&nursery.dir, name))?;
-                cover_whiteout(upper, &nursery.dir, &dir, name, false)?;
-            }
+        let ground = self.ground(upper, &view, &dir, name)?;
+        let linked = match (&node.state.lock().place, node.lower) {
+            (NodePlace::Linked(_), Some(lower)) => self.links.of(lower),
+            _ => None,
+        };
+        if let Some(linked) = &linked {
+            // Before: by too few it would seem to have all its names.
+            linked.add_name();
+            self.note_names(linked);
         }
-        {
-            let mut state = node.state.lock();
-            state.add_link(parent, name);
-            if let (NodePlace::Linked(_), Some(lower)) = (&state.place, node.lower)
-                && let Some(linked) = self.links.of(lower)
-            {
-                linked.add_name();
-                self.note_names(&linked);
+        let made = match ground {
+            Ground::Free => self.at(node, |place, _, _| place.link(&dir, name)),
+            Ground::Whiteout => upper.work.nursery(&dir).and_then(|nursery| {
+                self.at(node, |place, _, _| place.link(&nursery.dir, name))?;
+                cover_whiteout(upper, &nursery.dir, &dir, name, false)
+            }),
+        };
+        if let Err(e) = made {
+            if let Some(linked) = &linked {
+                linked.remove_name();
+                self.note_names(linked);
             }
+            return Err(e);
+        }
+        node.state.lock().add_link(parent, name);
+        if node.may_have_data_below() {
+            self.moved.fetch_add(1, Ordering::SeqCst);
         }
         self.listed(parent, name);
         self.entry(Arc::clone(node))

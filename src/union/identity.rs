@@ -18,6 +18,7 @@ use super::metacopy::Below;
 use super::node::{Directory, NewNode, Node, NodeId, Place, Real};
 use crate::layer::LayerFormat;
 use crate::path::Name;
+use crate::sys::file;
 use crate::sys::stat::FileType;
 use crate::sys::xattr::{self, Of};
 
@@ -55,17 +56,13 @@ impl Union {
     fn read_origin(
         &self,
         format: LayerFormat,
-        of: Of<'_>,
+        file: file::Place<'_>,
         keys: &[Vec<u8>],
     ) -> io::Result<Option<Real>> {
         let Some(key) = Self::own_key(format, "origin").filter(|key| keys.contains(key)) else {
             return Ok(None);
         };
-        let value = match xattr::get(of, &key) {
-            // Of a file of his own that he may not read nobody without privilege reads xattrs either.
-            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => None,
-            value => value?,
-        };
+        let value = file.despite_its_mode(|| xattr::get(file.xattrs(), &key))?;
         let Some(value) = value else { return Ok(None) };
         let Some((fs, ino)) = value.split_at_checked(8) else { return Ok(None) };
         let (Ok(fs), Ok(ino)) = (<[u8; 8]>::try_from(fs), <[u8; 8]>::try_from(ino)) else {
@@ -81,7 +78,7 @@ impl Union {
         let real = Real::from(&found.stat);
         let mut ids = Vec::with_capacity(4);
         if let Some(linked) = self.linked(found) {
-            ids.push(linked.id);
+            ids.push(linked.id());
         }
         ids.extend(self.table.other_id(real));
         ids.extend(self.table.direct_id(real));
@@ -95,7 +92,7 @@ impl Union {
         let last = ids.len().saturating_sub(usize::from(direct.is_some()));
         if let (Some(upper), Some(dir)) = (&self.upper, &found.upper)
             && let Some(origin) =
-                self.read_origin(upper.format, Of::Child(dir, &found.name), keys)?
+                self.read_origin(upper.format, file::Place::Child(dir, &found.name), keys)?
         {
             // Before its own.
             ids.splice(last..last, self.table.direct_id(origin));
@@ -128,10 +125,12 @@ impl Union {
         }
         let at = (parent, &found.name);
         match (&found.upper, linked) {
-            (Some(dir), _) => self.data_below(upper.format, at, Of::Child(dir, &found.name), keys),
+            (Some(dir), _) => {
+                self.data_below(upper.format, at, file::Place::Child(dir, &found.name), keys)
+            }
             (None, Some(linked)) => {
-                let of = Of::Child(upper.work.links(), &linked.name);
-                self.data_below(upper.format, at, of, &xattr::list(of)?)
+                let file = file::Place::Child(upper.work.links(), &linked.name);
+                self.data_below(upper.format, at, file, &xattr::list(file.xattrs())?)
             }
             (None, None) => Ok(None),
         }
@@ -194,6 +193,10 @@ impl Union {
         let direct = self.table.direct_id(real);
         let linked = self.linked(&found);
         let below = self.data_of(parent, &found, linked.as_deref(), &keys)?;
+        if below.is_some() && self.published.load(Ordering::Acquire) != since {
+            // It may have been completed since its marks were read.
+            return Ok(Identified::Changed);
+        }
         let child_dir = found.own_dir.clone();
         let new = |found: &Found| NewNode {
             kind: found.stat.file_type,
@@ -224,8 +227,12 @@ impl Union {
             node.unplaced.store(found.upper.is_none() && linked.is_some(), Ordering::Relaxed);
             match self.table.insert(&node) {
                 Ok(()) => {
-                    if index == noted {
+                    if let Some(linked) = &linked {
+                        // By which it is found under its other names.
+                        linked.set_id(*id);
+                    } else if index == noted {
                         tracing::debug!(?direct, id, name = ?found.name, "number taken by another");
+                        self.table.note_other_id(real, *id);
                     }
                     if let (Some(dir), true) = (child_dir, found.upper.is_some()) {
                         node.cached.store(true, Ordering::Relaxed);

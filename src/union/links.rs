@@ -7,8 +7,9 @@
 //!
 //! ```text
 //! links/7        a name of the copy
-//! links/7.from   8 bytes: the layer, 0 being the lowest; 8 bytes: how many names the union shows, all
-//!                little-endian; then the path of the original in its layer
+//! links/7.from   8 bytes: the layer, 0 being the lowest; 8: how many names the union shows; 8: the size of
+//!                the original; 8 and 4: its time, seconds and nanoseconds; all little-endian; then the path
+//!                of the original in its layer
 //! ```
 
 use std::collections::HashMap;
@@ -23,6 +24,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 
 use super::node::{LowerPlace, Node, NodeId, Place, Real};
+use super::spec::SyncPolicy;
 use super::workdir::Marker;
 use super::{Listed, Union, UpperBranch};
 use crate::path::{Name, RelPath};
@@ -31,7 +33,7 @@ use crate::sys::errno::Code;
 use crate::sys::file::Access;
 use crate::sys::remove::remove_tree;
 use crate::sys::resolve::open_beneath;
-use crate::sys::stat::Stat;
+use crate::sys::stat::{Stat, Time};
 
 /// What a note's name ends in.
 const NOTE: &[u8] = b".from";
@@ -41,7 +43,7 @@ const NOTE: &[u8] = b".from";
 pub(super) struct Linked {
     /// Its name among the union's own links.
     pub(super) name: Name,
-    pub(super) id: NodeId,
+    id: AtomicU64,
     pub(super) lower: Real,
     pub(super) upper: Real,
     /// How many names the union shows of it.
@@ -50,7 +52,16 @@ pub(super) struct Linked {
 
 impl Linked {
     pub(super) fn new(name: Name, id: NodeId, lower: Real, upper: Real, names: u64) -> Linked {
-        Linked { name, id, lower, upper, names: AtomicU64::new(names) }
+        Linked { name, id: AtomicU64::new(id), lower, upper, names: AtomicU64::new(names) }
+    }
+
+    /// The number of its node.
+    pub(super) fn id(&self) -> NodeId {
+        self.id.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_id(&self, id: NodeId) {
+        self.id.store(id, Ordering::Relaxed);
     }
 
     pub(super) fn names(&self) -> u64 {
@@ -109,25 +120,58 @@ impl Links {
     }
 }
 
+/// What a link stands for.
+enum Stands {
+    For(Linked),
+    /// A file that the layers do not have.
+    ForWhatIsAbsent,
+    /// It was not made to the end, or has all its names.
+    ForNothing,
+}
+
 /// What is noted of a copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Note {
     /// From the lowest layer on.
     layer: u64,
     names: u64,
+    size: u64,
+    mtime: Time,
     path: RelPath,
 }
 
 impl Note {
     fn encode(&self) -> Vec<u8> {
-        [&self.layer.to_le_bytes()[..], &self.names.to_le_bytes(), self.path.as_bytes()].concat()
+        [
+            &self.layer.to_le_bytes()[..],
+            &self.names.to_le_bytes(),
+            &self.size.to_le_bytes(),
+            &self.mtime.secs.to_le_bytes(),
+            &self.mtime.nanos.to_le_bytes(),
+            self.path.as_bytes(),
+        ]
+        .concat()
+    }
+
+    /// Whether this is the original.
+    fn is_of(&self, stat: &Stat) -> bool {
+        !stat.is_dir() && stat.nlink > 1 && stat.size == self.size && stat.mtime == self.mtime
     }
 
     fn decode(bytes: &[u8]) -> Option<Note> {
         let (layer, rest) = bytes.split_first_chunk()?;
-        let (names, path) = rest.split_first_chunk()?;
+        let (names, rest) = rest.split_first_chunk()?;
+        let (size, rest) = rest.split_first_chunk()?;
+        let (secs, rest) = rest.split_first_chunk()?;
+        let (nanos, path) = rest.split_first_chunk()?;
         let path = RelPath::new(OsStr::from_bytes(path)).ok().filter(|path| !path.is_root())?;
-        Some(Note { layer: u64::from_le_bytes(*layer), names: u64::from_le_bytes(*names), path })
+        Some(Note {
+            layer: u64::from_le_bytes(*layer),
+            names: u64::from_le_bytes(*names),
+            size: u64::from_le_bytes(*size),
+            mtime: Time { secs: i64::from_le_bytes(*secs), nanos: u32::from_le_bytes(*nanos) },
+            path,
+        })
     }
 }
 
@@ -157,16 +201,20 @@ impl Union {
         &self,
         upper: &UpperBranch,
         temp: &Name,
-        place: &LowerPlace,
+        (place, original): (&LowerPlace, &Stat),
         names: u64,
     ) -> io::Result<()> {
         upper.work.note(Marker::Linked)?;
         let below = self.lowers.len().saturating_sub(1).saturating_sub(place.dir.layer);
         let path = place.dir.path.join(&place.name);
-        let note = Note { layer: below as u64, names, path };
+        let (size, mtime) = (original.size, original.mtime);
+        let note = Note { layer: below as u64, names, size, mtime, path };
         let links = upper.work.links();
         let file = links.create_file(&note_name(temp)?, 0o600)?;
         file.write_all_at(&note.encode(), 0)?;
+        if self.options.sync == SyncPolicy::Strict {
+            file.sync_all()?;
+        }
         upper.work.temp().hard_link(temp, links, temp)
     }
 
@@ -187,6 +235,7 @@ impl Union {
     pub(super) fn load_links(&self) -> io::Result<()> {
         let Some(upper) = &self.upper else { return Ok(()) };
         let links = upper.work.links();
+        let mut absent = false;
         for entry in links.entries()? {
             let bytes = entry.name.as_bytes();
             let name = Name::new(bytes.strip_suffix(NOTE).unwrap_or(bytes));
@@ -203,38 +252,42 @@ impl Union {
                 continue;
             }
             match self.read_link_note(links, &name)? {
-                Some(linked) => self.links.insert(linked),
-                None => discard(links, &name)?,
+                Stands::For(linked) => self.links.insert(linked),
+                // With the right layers it may be there again, and this its only name.
+                Stands::ForWhatIsAbsent => absent = true,
+                Stands::ForNothing => discard(links, &name)?,
             }
         }
-        if self.links.is_empty() { upper.work.clear(Marker::Linked) } else { Ok(()) }
+        let none = self.links.is_empty() && !absent;
+        if none { upper.work.clear(Marker::Linked) } else { Ok(()) }
     }
 
-    /// What a note says; none if the copy stands for nothing, or has all its names.
-    fn read_link_note(&self, links: &Dir, name: &Name) -> io::Result<Option<Linked>> {
+    fn read_link_note(&self, links: &Dir, name: &Name) -> io::Result<Stands> {
         let note = note_name(name)?;
         let is_note = links.try_stat_at(&note)?.is_some_and(|note| note.is_file());
         let copy = links.try_stat_at(name)?.filter(|copy| is_note && !copy.is_dir());
-        let Some(copy) = copy else { return Ok(None) };
+        let Some(copy) = copy else { return Ok(Stands::ForNothing) };
         let file = crate::sys::file::Place::Child(links, &note).open_data(Access::Read)?;
         // Of a path no layer has a longer one.
-        let mut bytes = vec![0; 16 + (1 << 16)];
+        let mut bytes = vec![0; 1 << 16];
         let read = file.read_at(&mut bytes, 0)?;
         bytes.truncate(read);
-        let Some(note) = Note::decode(&bytes) else { return Ok(None) };
+        let Some(note) = Note::decode(&bytes) else { return Ok(Stands::ForNothing) };
         if has_all_names(&copy, note.names) {
-            return Ok(None);
+            return Ok(Stands::ForNothing);
         }
         let Some(original) = self.original(&note)? else {
             tracing::warn!(
                 path = ?note.path,
-                "a file with several names that was copied up is not in the lower layer any more"
+                "a file with several names that was copied up is not in the lower layer any more: these \
+                 are not the layers that it was made on"
             );
-            return Ok(None);
+            return Ok(Stands::ForWhatIsAbsent);
         };
         let lower = Real::from(&original);
         let id = self.table.direct_id(lower).unwrap_or_else(|| self.table.dynamic_id());
-        Ok(Some(Linked::new(name.clone(), id, lower, Real::from(&copy), note.names)))
+        let linked = Linked::new(name.clone(), id, lower, Real::from(&copy), note.names);
+        Ok(Stands::For(linked))
     }
 
     fn original(&self, note: &Note) -> io::Result<Option<Stat>> {
@@ -246,11 +299,9 @@ impl Union {
         else {
             return Ok(None);
         };
-        let dir = match open_beneath(&self.lower(layer)?.dir, &dir) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            dir => dir?,
-        };
-        Ok(dir.try_stat_at(&name)?.filter(|stat| !stat.is_dir() && stat.nlink > 1))
+        // Whatever is there instead of the directory.
+        let Ok(dir) = open_beneath(&self.lower(layer)?.dir, &dir) else { return Ok(None) };
+        Ok(dir.try_stat_at(&name)?.filter(|stat| note.is_of(stat)))
     }
 
     /// Places every name that the union shows of such copies in the upper. Calls `step` for each file and
@@ -314,7 +365,8 @@ impl Union {
                 self.links.remove(&linked);
             }
         }
-        if self.links.is_empty() { upper.work.clear(Marker::Linked) } else { Ok(()) }
+        let none = upper.work.links().is_empty()?;
+        if none { upper.work.clear(Marker::Linked) } else { Ok(()) }
     }
 }
 
@@ -330,11 +382,12 @@ mod tests {
     #[test]
     fn notes_read_back() {
         let path = RelPath::new("a/\u{e9} b").unwrap();
-        let note = Note { layer: 3, names: u64::MAX, path };
+        let mtime = Time { secs: -1, nanos: 999_999_999 };
+        let note = Note { layer: 3, names: u64::MAX, size: 7, mtime, path };
         assert_eq!(Note::decode(&note.encode()), Some(note.clone()));
-        for bad in [&b""[..], &[0; 15], &[0; 16], b"1234567812345678/a", b"1234567812345678a/../b"]
-        {
-            assert_eq!(Note::decode(bad), None, "{bad:?}");
+        let with_path = |path: &[u8]| [&[0; 36], path].concat();
+        for bad in [vec![], vec![0; 35], vec![0; 36], with_path(b"/a"), with_path(b"a/../b")] {
+            assert_eq!(Note::decode(&bad), None, "{bad:?}");
         }
     }
 }

@@ -7,6 +7,11 @@
 //! refuses it with EPERM. So another engine gets the layer after [`settle`](super::settle) alone. Formats
 //! without xattrs have no such copies.
 //!
+//! Who can write to the upper beside the union can have it show any file of the lower layers by such marks,
+//! with the copy's owner and mode; in the format with `user.*` xattrs that is the owner of its files. He
+//! gains nothing over what the server may read, and should: a server with more privilege than the owner of
+//! the upper is for the format with `trusted.*` alone.
+//!
 //! # Completion
 //!
 //! When data are written or cut off, they are copied into the copy where it stands, under all its names,
@@ -15,6 +20,7 @@
 //! the file gets a name in the work directory's `temp`: there the next union finds it after a kill, and
 //! makes it what it was. Meanwhile the union shows what was written down.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
@@ -22,12 +28,11 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use parking_lot::MutexGuard;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::caller::CAPABILITY;
-use super::copyup::Data;
-use super::lookup::MAX_RETRIES;
-use super::node::{LowerPlace, Node, State};
+use super::copyup::{Data, Source};
+use super::node::{LowerPlace, Node, Real, State};
 use super::rename::REDIRECT_MAX;
 use super::spec::SyncPolicy;
 use super::workdir::Marker;
@@ -41,6 +46,8 @@ use crate::sys::file::{self, Access, Place, SetTime};
 use crate::sys::stat::{FileType, Stat, Time, fstat};
 use crate::sys::xattr::{self, Of};
 
+/// How often a search that renames disturb is begun anew.
+const MOST_ROUNDS: u32 = 16;
 /// The key, after the prefix, of what is written down of a copy that is being completed.
 const COMPLETING: &str = "completing";
 
@@ -51,6 +58,8 @@ pub(super) struct Below {
     /// What the original takes, in units of 512 bytes: by a file without any, programs know that it is
     /// all hole.
     pub(super) blocks: u64,
+    /// Whether the copy says so itself, wherever it is moved.
+    absolute: bool,
     /// Set while it is completed: what it is to be shown as.
     pub(super) shown: Option<Kept>,
 }
@@ -64,14 +73,14 @@ pub(super) struct Kept {
     pub(super) size: u64,
     pub(super) mode: u32,
     capabilities: Option<Vec<u8>>,
-    /// It has a further name in the work directory.
-    pub(super) noted: bool,
+    /// Its further name in the work directory.
+    pub(super) note: Option<Name>,
 }
 
 impl Below {
     /// In a lower layer, in a file with these attributes.
-    pub(super) fn at(place: LowerPlace, stat: &Stat) -> Arc<Below> {
-        Arc::new(Below { place, blocks: stat.blocks, shown: None })
+    pub(super) fn at(place: LowerPlace, stat: &Stat, absolute: bool) -> Arc<Below> {
+        Arc::new(Below { place, blocks: stat.blocks, absolute, shown: None })
     }
 }
 
@@ -84,7 +93,7 @@ impl Kept {
             size: stat.size,
             mode: stat.mode,
             capabilities: xattr::get(Of::Fd(file.as_fd()), CAPABILITY)?,
-            noted: false,
+            note: None,
         })
     }
 
@@ -115,7 +124,7 @@ impl Kept {
         let size = u64::from_le_bytes(take(&mut rest)?);
         let mode = u32::from_le_bytes(take(&mut rest)?);
         let capabilities = (!rest.is_empty()).then(|| rest.to_vec());
-        Some(Kept { atime, mtime, size, mode, capabilities, noted: false })
+        Some(Kept { atime, mtime, size, mode, capabilities, note: None })
     }
 
     /// Gives the file back what it had, but for its length.
@@ -136,6 +145,9 @@ impl Kept {
     /// Takes data out of the file again, and makes it what it was.
     fn undo(&self, file: &File) -> io::Result<()> {
         file.set_len(self.size)?;
+        if self.size == 0 {
+            return self.restore(file);
+        }
         match file::punch_hole(file, 0, self.size) {
             Err(e) if Code::NotSupported.is(&e) => {
                 file.set_len(0)?;
@@ -144,6 +156,57 @@ impl Kept {
             done => done?,
         }
         self.restore(file)
+    }
+}
+
+/// Which files are being completed: one at a time by whoever, though there should be one node for each.
+#[derive(Debug, Default)]
+pub(super) struct Completions {
+    by_file: Mutex<HashMap<Real, Arc<Mutex<()>>>>,
+}
+
+impl Completions {
+    /// Calls `complete` when nobody else completes the file.
+    fn one_by_one<R>(&self, real: Real, complete: impl FnOnce() -> R) -> R {
+        let turn = Arc::clone(self.by_file.lock().entry(real).or_default());
+        let done = {
+            let _turn = turn.lock();
+            complete()
+        };
+        let mut by_file = self.by_file.lock();
+        drop(turn);
+        if by_file.get(&real).is_some_and(|turn| Arc::strong_count(turn) == 1) {
+            by_file.remove(&real);
+        }
+        done
+    }
+}
+
+/// A metadata-only copy, open.
+struct Copy<'a> {
+    file: &'a File,
+    keys: &'a Keys,
+}
+
+impl Copy<'_> {
+    fn place(&self) -> Place<'_> {
+        Place::Open(self.file.as_fd())
+    }
+
+    fn set(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
+        self.place().despite_its_mode(|| xattr::set(Of::Fd(self.file.as_fd()), key, value))
+    }
+
+    fn remove(&self, key: &[u8]) -> io::Result<()> {
+        self.place().despite_its_mode(|| xattr::remove(Of::Fd(self.file.as_fd()), key))
+    }
+
+    fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        self.place().despite_its_mode(|| xattr::get(Of::Fd(self.file.as_fd()), key))
+    }
+
+    fn is_marked(&self) -> io::Result<bool> {
+        Ok(self.get(&self.keys.metacopy)?.is_some())
     }
 }
 
@@ -171,12 +234,18 @@ impl Union {
         &self,
         upper: &UpperBranch,
         node: &Node,
-        stat: &Stat,
+        source: &Source<'_>,
     ) -> Option<RelPath> {
+        let stat = &source.stat;
         let allowed = upper.format.xattr_prefix().is_some()
             && !self.options.no_redirects
             && !self.options.no_metacopy;
         if !allowed || stat.file_type != FileType::Regular || stat.size == 0 {
+            return None;
+        }
+        // What is nowhere whole cannot be completed either, which is told at once by who copies it.
+        if marks::has_data_below(source.format, Of::Child(source.dir, source.name)).unwrap_or(true)
+        {
             return None;
         }
         // As long as it is not copied, each of its names is one in the lower layers.
@@ -208,7 +277,7 @@ impl Union {
         &self,
         format: LayerFormat,
         (parent, name): (&Arc<Node>, &Name),
-        of: Of<'_>,
+        file: Place<'_>,
         keys: &[Vec<u8>],
     ) -> io::Result<Option<Arc<Below>>> {
         let Some(own) = Keys::of(format) else { return Ok(None) };
@@ -216,7 +285,8 @@ impl Union {
             return Ok(None);
         }
         let redirect = if keys.contains(&own.redirect) {
-            let value = xattr::get(of, &own.redirect)?.unwrap_or_default();
+            let value = file.despite_its_mode(|| xattr::get(file.xattrs(), &own.redirect))?;
+            let value = value.unwrap_or_default();
             Some(marks::decode_redirect(&value).ok_or_else(errno::eio)?)
         } else {
             None
@@ -233,8 +303,12 @@ impl Union {
             }
             None => self.find_below(&self.view(parent)?.lowers, name)?,
         };
+        let size = file.stat()?.size;
         match found.first {
-            Some((stat, place)) if stat.is_file() => Ok(Some(Below::at(place, &stat))),
+            Some((stat, place)) if stat.is_file() && stat.size == size => {
+                let absolute = matches!(redirect, Some(Redirect::Path(_)));
+                Ok(Some(Below::at(place, &stat, absolute)))
+            }
             _ => {
                 tracing::error!(
                     ?name,
@@ -245,6 +319,24 @@ impl Union {
                 Err(errno::eio())
             }
         }
+    }
+
+    /// Sees to it that a node is in the upper, in a way that lets it have other names.
+    pub(super) fn copy_up_for_names(&self, node: &Arc<Node>) -> io::Result<()> {
+        self.copy_up(node, Data::Below)?;
+        // What only says that its data have its own name, or another in that directory: so the kernel does.
+        let is_relative = node.state.lock().below.as_ref().is_some_and(|below| !below.absolute);
+        if is_relative { self.complete(node, Data::All) } else { Ok(()) }
+    }
+
+    /// Waits until a file is not being completed, and keeps it so for as long as what comes back is held:
+    /// its xattrs are for the moment not what they are to be.
+    pub(super) fn when_complete<'a>(&self, node: &'a Arc<Node>) -> Option<MutexGuard<'a, ()>> {
+        let is_at_work = {
+            let state = node.state.lock();
+            state.below.as_ref().is_some_and(|below| below.shown.is_some())
+        };
+        is_at_work.then(|| node.copying.lock())
     }
 
     /// Sees to it that a node is in the upper before its attributes are changed. Its data stay where they
@@ -268,69 +360,118 @@ impl Union {
         let upper = self.writable()?;
         let keys = Keys::of(upper.format).ok_or(Code::NotSupported)?;
         let _copying = node.copying.lock();
-        let Some(below) = node.state.lock().below.clone() else { return Ok(()) };
+        if node.state.lock().below.is_none() {
+            return Ok(());
+        }
         let file = self.at(node, |place, _, _| place.open_data(Access::ReadWrite))?;
-        let of = Of::Fd(file.as_fd());
-        let mut kept = Kept::of(&file)?;
-        let note = upper.work.new_name()?;
-        let place = Place::Open(file.as_fd());
-        let set = |key: &[u8], value: &[u8]| place.despite_its_mode(|| xattr::set(of, key, value));
-        let remove = |key: &[u8]| place.despite_its_mode(|| xattr::remove(of, key));
+        let copy = Copy { file: &file, keys: &keys };
+        let real = Real::from(&fstat(&file)?);
+        self.completions.one_by_one(real, || self.complete_copy(upper, node, &copy, data))
+    }
+
+    fn complete_copy(
+        &self,
+        upper: &UpperBranch,
+        node: &Arc<Node>,
+        copy: &Copy<'_>,
+        data: Data,
+    ) -> io::Result<()> {
+        let Some(below) = node.state.lock().below.clone() else { return Ok(()) };
+        if !copy.is_marked()? {
+            self.has_its_data(node);
+            return Ok(());
+        }
+        // Of one that could not be undone is known what it was.
+        let mut kept = match &below.shown {
+            Some(kept) => kept.clone(),
+            None => Kept::of(copy.file)?,
+        };
         {
             // Nobody is to see the further name.
             let mut state = node.state.lock();
-            match place.link(upper.work.temp(), &note) {
-                Ok(()) => kept.noted = true,
-                // Unlinked: after a kill it is gone.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(e) => return Err(e),
+            if kept.note.is_none() {
+                let note = upper.work.new_name()?;
+                match copy.place().link(upper.work.temp(), &note) {
+                    Ok(()) => kept.note = Some(note),
+                    // Unlinked: after a kill it is gone.
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                    Err(e) => return Err(e),
+                }
             }
-            state.below = Some(Arc::new(Below {
-                place: below.place.clone(),
-                blocks: below.blocks,
-                shown: Some(kept.clone()),
-            }));
+            let (place, shown) = (below.place.clone(), Some(kept.clone()));
+            state.below = Some(Arc::new(Below { place, shown, ..*below }));
         }
-        let filled = (|| {
-            set(&keys.completing, &kept.encode())?;
-            let source_dir = self.lower_dir(&below.place.dir)?;
-            let source = self.source(&below.place, &source_dir)?;
-            self.copy_data(&source, &file, data)?;
-            kept.restore(&file)?;
-            if let Data::First(size) = data
-                && size < kept.size
-            {
-                file.set_len(size)?;
+        if let Err(e) = self.fill(copy, &below, &kept, data) {
+            if let Err(undo) = kept.undo(copy.file) {
+                // With its note, the next union has another try; and so has this one.
+                tracing::warn!(error = %undo, cause = %e, "cannot undo a copy of data that failed");
+                return Err(e);
             }
-            if self.options.sync == SyncPolicy::Strict {
-                file.sync_all()?;
+            copy.remove(&copy.keys.completing)?;
+            let mut state = node.state.lock();
+            if let Some(note) = &kept.note {
+                upper.work.temp().unlink(note)?;
             }
-            remove(&keys.metacopy)
-        })();
-        if let Err(e) = &filled
-            && let Err(undo) = kept.undo(&file)
-        {
-            tracing::warn!(error = %undo, cause = %e, "cannot undo a copy that failed before the next mount");
-        }
-        let mut state = node.state.lock();
-        if kept.noted
-            && let Err(e) = upper.work.temp().unlink(&note)
-        {
-            tracing::warn!(error = %e, "cannot remove the note of a copy that was completed");
-        }
-        state.touch();
-        if let Err(e) = filled {
-            state.below = Some(below);
-            drop(state);
-            remove(&keys.completing)?;
+            state.below =
+                Some(Arc::new(Below { place: below.place.clone(), shown: None, ..*below }));
+            state.touch();
             return Err(e);
         }
+        let cleared =
+            copy.remove(&copy.keys.redirect).and_then(|()| copy.remove(&copy.keys.completing));
+        let state = node.state.lock();
+        let cleared = cleared.and_then(|()| match &kept.note {
+            Some(note) => upper.work.temp().unlink(note),
+            None => Ok(()),
+        });
+        drop(state);
+        self.has_its_data(node);
+        if let Err(e) = cleared {
+            // It has its data, and loses what it does not need any more when the union is opened next.
+            tracing::warn!(error = %e, "cannot remove the marks of a copy that has its data now");
+        }
+        Ok(())
+    }
+
+    /// Copies the data, up to the step by which they count.
+    fn fill(&self, copy: &Copy<'_>, below: &Below, kept: &Kept, data: Data) -> io::Result<()> {
+        let noted = match copy.set(&copy.keys.completing, &kept.encode()) {
+            // There is no room for it: then what a kill would leave must be as long as it is.
+            Err(e) if errno::has_no_room_for_xattrs(&e) => false,
+            set => {
+                set?;
+                true
+            }
+        };
+        let data = if noted { data } else { Data::All };
+        let source_dir = self.lower_dir(&below.place.dir)?;
+        let source = self.source(&below.place, &source_dir)?;
+        self.copy_data(&source, copy.file, data)?;
+        kept.restore(copy.file)?;
+        if let Data::First(size) = data
+            && size < kept.size
+        {
+            copy.file.set_len(size)?;
+        }
+        if self.options.sync == SyncPolicy::Strict {
+            copy.file.sync_all()?;
+        }
+        match copy.remove(&copy.keys.metacopy) {
+            // What counts is whether it is gone.
+            Err(e) if copy.is_marked().unwrap_or(true) => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    /// Notes that a file has its data in the upper.
+    fn has_its_data(&self, node: &Arc<Node>) {
+        let mut state = node.state.lock();
         state.below = None;
+        state.touch();
         // A descriptor of the original must not be used any more.
         self.table.descriptors.drop_file(node.generation);
-        drop(state);
-        remove(&keys.redirect)?;
-        remove(&keys.completing)
+        // Who has just read its marks reads them again.
+        self.published.fetch_add(1, Ordering::AcqRel);
     }
 
     /// From now on no more such copies are made, and those that there are get their data, and files all their
@@ -339,13 +480,14 @@ impl Union {
         let Some(upper) = &self.upper else { return Ok(()) };
         // Waits for those that are being made.
         *self.metacopies_end.write() = true;
-        for _ in 0..MAX_RETRIES {
+        for _ in 0..MOST_ROUNDS {
             let moved = self.moved.load(Ordering::SeqCst);
             if !self.links.is_empty() {
                 self.place_all_names(&mut || ControlFlow::Continue(()))?;
             }
             self.complete_below(upper)?;
             // What was moved meanwhile may have been missed.
+            let _at_rest = self.moving.write();
             if self.moved.load(Ordering::SeqCst) == moved {
                 upper.work.clear(Marker::Linked)?;
                 return upper.work.clear(Marker::Metacopy);
@@ -413,17 +555,43 @@ pub(super) fn recover(format: LayerFormat, temp: &Dir, name: &Name) -> io::Resul
         return Ok(());
     }
     let child = Place::Child(temp, name);
-    let Some(value) = child.despite_its_mode(|| xattr::get(child.xattrs(), &keys.completing))?
-    else {
+    if !xattr::list(child.xattrs())?.contains(&keys.completing) {
         return Ok(());
-    };
-    let file = child.open_data(Access::ReadWrite)?;
-    let (of, place) = (Of::Fd(file.as_fd()), Place::Open(file.as_fd()));
-    let remove = |key: &[u8]| place.despite_its_mode(|| xattr::remove(of, key));
-    if xattr::get(of, &keys.metacopy)?.is_some() {
-        Kept::decode(&value).ok_or_else(errno::eio)?.undo(&file)?;
-    } else {
-        remove(&keys.redirect)?;
     }
-    remove(&keys.completing)
+    let file = child.open_data(Access::ReadWrite)?;
+    let copy = Copy { file: &file, keys: &keys };
+    let kept = copy.get(&keys.completing)?.and_then(|value| Kept::decode(&value));
+    match &kept {
+        None => {
+            tracing::error!("a copy of data was not done, and what it was before cannot be read")
+        }
+        Some(kept) if copy.is_marked()? => kept.undo(&file)?,
+        // Perhaps it was only just given the right to lose its mark.
+        Some(kept) if copy.place().stat()?.mode == kept.mode | 0o700 => {
+            copy.place().chmod(kept.mode)?;
+        }
+        Some(_) => {}
+    }
+    strip(&copy)
+}
+
+/// Removes what a file with data of its own has no use for.
+fn strip(copy: &Copy<'_>) -> io::Result<()> {
+    if !copy.is_marked()? {
+        copy.remove(&copy.keys.redirect)?;
+    }
+    copy.remove(&copy.keys.completing)
+}
+
+/// Removes marks from a regular file of a layer that say nothing any more.
+pub(super) fn strip_void_marks(format: LayerFormat, dir: &Dir, name: &Name) -> io::Result<()> {
+    let Some(keys) = Keys::of(format) else { return Ok(()) };
+    let child = Place::Child(dir, name);
+    let there = xattr::list(child.xattrs())?;
+    let void = |key: &Vec<u8>| there.contains(key);
+    if there.contains(&keys.metacopy) || !(void(&keys.redirect) || void(&keys.completing)) {
+        return Ok(());
+    }
+    let file = child.open_data(Access::Read)?;
+    strip(&Copy { file: &file, keys: &keys })
 }

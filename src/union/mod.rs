@@ -21,8 +21,9 @@
 //!
 //! # Lock order
 //!
-//! 1. [`Node::names`] of the directories whose names change, by number;
-//! 2. [`Node::time_is_set`] of one node; [`Node::copying`] of one node; `metacopies_end`;
+//! 1. `moving`; [`Node::names`] of the directories whose names change, by number;
+//! 2. [`Node::time_is_set`] of one node; [`Node::copying`] of one node; that file's turn in `completions`;
+//!    `metacopies_end`;
 //! 3. `tree`: for reading while paths in the upper are put together and walked, for writing while a
 //!    directory gets another place;
 //! 4. [`Node::state`], of two nodes by number;
@@ -72,6 +73,7 @@ pub(crate) use spec::{Lower, SyncPolicy, UnionOptions, UnionSpec, Upper};
 
 use self::descriptors::Descriptors;
 use self::links::Links;
+use self::metacopy::Completions;
 use self::node::{Directory, NewNode, Part, Place, ROOT, Real};
 use self::table::Table;
 use self::workdir::Work;
@@ -99,8 +101,11 @@ pub(crate) struct Union {
     published: AtomicU64,
     /// No more metadata-only copies are made. Held for reading while one is.
     metacopies_end: RwLock<bool>,
-    /// How often something was renamed that has, or may hold what has, data in a lower layer.
+    /// How often something got another name that has, or may hold what has, data in a lower layer. Changed
+    /// while `moving` is held for reading, by whoever gives names.
     moved: AtomicU64,
+    moving: RwLock<()>,
+    completions: Completions,
     /// Since when it may be used.
     opened: Time,
     /// Whether the kernel tells when files were changed, and knows it better.
@@ -178,6 +183,8 @@ impl Union {
             published: AtomicU64::new(0),
             metacopies_end: RwLock::new(false),
             moved: AtomicU64::new(0),
+            moving: RwLock::new(()),
+            completions: Completions::default(),
             opened: Time::now(),
             times_are_told: AtomicBool::new(false),
             file_systems,

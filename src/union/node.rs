@@ -122,6 +122,8 @@ pub(crate) struct Node {
     /// Whether it may have names that the union shows, and that its copy in the upper has not: of a file
     /// with several names in a lower layer.
     pub(super) unplaced: AtomicBool,
+    /// Whether its data are, or were, in a lower layer though it was in the upper.
+    pub(super) partial: AtomicBool,
     /// Held by who changes the names in this directory.
     pub(super) names: Mutex<()>,
     /// Held by who copies it up.
@@ -157,6 +159,7 @@ impl Node {
             cached: AtomicBool::new(false),
             time_is_set: Mutex::new(false),
             unplaced: AtomicBool::new(false),
+            partial: AtomicBool::new(new.below.is_some()),
             names: Mutex::new(()),
             copying: Mutex::new(()),
             state: Mutex::new(State {
@@ -249,7 +252,7 @@ impl State {
     /// As [`Node::hidden_names`].
     pub(super) fn hidden_names(&self) -> u64 {
         let shown = self.below.as_ref().and_then(|below| below.shown.as_ref());
-        u64::from(shown.is_some_and(|kept| kept.noted))
+        u64::from(shown.is_some_and(|kept| kept.note.is_some()))
     }
 
     pub(super) fn is_dead(&self) -> bool {

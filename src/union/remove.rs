@@ -113,7 +113,10 @@ impl Union {
 
     pub(super) fn victim(&self, parent: &Arc<Node>, found: &Found) -> io::Result<Victim> {
         let node = self.known(parent, found)?;
-        let hidden = node.as_ref().map_or(0, |node| node.hidden_names());
+        let hidden = match &node {
+            Some(node) if found.upper.is_some() => node.hidden_names(),
+            _ => 0,
+        };
         Ok(Victim {
             node,
             real: Real::from(&found.stat),
@@ -158,7 +161,7 @@ impl Union {
         if victim.in_upper && victim.nlink <= 1 {
             self.table.forget_other_id(victim.real);
         }
-        let linked = if victim.nlink > 1 { self.links.of(victim.real) } else { None };
+        let linked = self.links.of(victim.real);
         if let Some(mut state) = state {
             if matches!(state.place, Place::Lower(_)) {
                 state.unlinked = state.unlinked.saturating_add(1);

@@ -16,7 +16,6 @@ use std::sync::atomic::Ordering;
 
 use parking_lot::MutexGuard;
 
-use super::copyup::Data;
 use super::create::check_name;
 use super::lookup::{Found, View};
 use super::node::{Node, State};
@@ -90,13 +89,14 @@ impl Union {
             _ => {}
         }
         // What takes long comes before anything is locked.
-        self.copy_up(&node, Data::Below)?;
+        self.copy_up_for_names(&node)?;
         if let Some(target) = &target {
             self.place_names(target)?;
         }
         if let (Some(target), RenameMode::Exchange) = (&target, mode) {
-            self.copy_up(target, Data::Below)?;
+            self.copy_up_for_names(target)?;
         }
+        let _moving = self.moving.read();
         let mut locked = vec![parent, new_parent];
         locked.extend(target.as_ref().filter(|target| target.is_dir()));
         let names = lock_names(&locked);

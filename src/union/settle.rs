@@ -28,7 +28,7 @@ use std::sync::Arc;
 use super::copyup::Data;
 use super::node::Node;
 use super::workdir::Marker;
-use super::{Listed, Union, UnionSpec, UpperBranch};
+use super::{Listed, Union, UnionSpec, UpperBranch, metacopy};
 use crate::error::{Error, IoContext, Result};
 use crate::layer::descent::{Descent, Purpose};
 use crate::layer::{LayerFormat, marks};
@@ -36,6 +36,7 @@ use crate::path::{Name, RelPath};
 use crate::progress::{Phase, Progress, ProgressFn, on_another_thread, report};
 use crate::sys::dir::{Dir, set_times};
 use crate::sys::file::Place;
+use crate::sys::stat::FileType;
 use crate::sys::xattr::{self, Of};
 
 /// What settling a layer did.
@@ -178,6 +179,12 @@ impl Walk<'_, '_> {
             return Ok((complete || in_upper).then_some(node));
         }
         let data_below = node.state.lock().below.is_some();
+        if in_upper && !data_below && node.kind == FileType::Regular {
+            let dir = self.union.upper_dir(parent)?;
+            if dir.try_stat_at(name)?.is_some() {
+                metacopy::strip_void_marks(self.upper.format, &dir, name)?;
+            }
+        }
         if data_below {
             self.union.complete(&node, Data::All)?;
             self.settled.files = self.settled.files.saturating_add(1);

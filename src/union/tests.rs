@@ -4,6 +4,7 @@
 //! Here are the hooks, and the layers that the tests work on.
 
 mod changes;
+mod disturbed;
 mod lasting;
 mod metacopy;
 mod settling;

@@ -8,7 +8,9 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
 
 use super::attr::SETGID;
 use super::{acl, metacopy};
@@ -53,7 +55,7 @@ pub(super) struct Work {
     state: Dir,
     next: AtomicU64,
     /// Which markers are known to be there.
-    noted: [AtomicBool; Marker::ALL.len()],
+    noted: Mutex<[bool; Marker::ALL.len()]>,
 }
 
 /// A directory in which something is made that shall have inherited from another directory.
@@ -82,7 +84,7 @@ impl Work {
             links: open("links")?,
             state: open("state")?,
             next: AtomicU64::new(0),
-            noted: Default::default(),
+            noted: Mutex::default(),
         };
         for entry in work.links.entries().at("list", "the links in the work directory")? {
             let number = str::from_utf8(entry.name.as_bytes()).ok().and_then(|s| s.parse().ok());
@@ -116,22 +118,24 @@ impl Work {
 
     /// Notes, before it is done, that something of the upper refers to lower layers.
     pub(super) fn note(&self, marker: Marker) -> io::Result<()> {
-        let Some(noted) = self.noted.get(marker as usize) else { return Ok(()) };
-        if !noted.load(Ordering::Relaxed) {
+        let mut noted = self.noted.lock();
+        let Some(noted) = noted.get_mut(marker as usize) else { return Ok(()) };
+        if !*noted {
             let file = Name::new(marker.file()).map_err(io::Error::other)?;
             if self.state.try_stat_at(&file)?.is_none() {
                 self.state.open_or_create(&file, 0o600)?;
                 self.state.sync()?;
             }
-            noted.store(true, Ordering::Relaxed);
+            *noted = true;
         }
         Ok(())
     }
 
     /// Notes that nothing of the upper does so any more.
     pub(super) fn clear(&self, marker: Marker) -> io::Result<()> {
-        if let Some(noted) = self.noted.get(marker as usize) {
-            noted.store(false, Ordering::Relaxed);
+        let mut noted = self.noted.lock();
+        if let Some(noted) = noted.get_mut(marker as usize) {
+            *noted = false;
         }
         let file = Name::new(marker.file()).map_err(io::Error::other)?;
         match self.state.unlink(&file) {

@@ -64,6 +64,7 @@ impl Union {
         if self.options.no_acl && acl::is_key(key) {
             return Err(Code::NotSupported.into());
         }
+        let _complete = self.when_complete(node);
         let value = self.at(node, |place, format, _| {
             let key = escaped(format, key);
             // No layer can have it.
@@ -77,6 +78,7 @@ impl Union {
 
     /// The keys of all attributes.
     pub(crate) fn xattrs(&self, node: &Arc<Node>) -> io::Result<Vec<Vec<u8>>> {
+        let _complete = self.when_complete(node);
         self.at(node, |place, format, _| {
             let keys = xattr::list(place.xattrs())?;
             let keys = keys.iter().filter_map(|key| unescaped(format, key));

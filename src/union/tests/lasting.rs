@@ -370,7 +370,7 @@ fn names_are_found_while_it_is_in_use() {
 }
 
 #[test]
-fn a_link_without_its_original_is_forgotten() {
+fn a_link_without_its_original_stands_for_nothing_but_is_kept() {
     let f = Fixture::new(LayerFormat::OverlayUser);
     linked(&f);
     let u = f.open();
@@ -387,5 +387,9 @@ fn a_link_without_its_original_is_forgotten() {
     let u = f.open();
     assert_eq!(u.text("d/a").unwrap(), "Aottom/d/a");
     assert_eq!(u.text("e/b").unwrap(), "bottom/d/a");
-    assert_eq!(names(&f.path("work/links")), [""; 0]);
+    u.close().unwrap();
+    // It is kept, since the right layers may come back; the rest is nothing.
+    let kept = names(&f.path("work/links"));
+    assert!(kept.len() == 2 && kept[1] == format!("{}.from", kept[0]), "{kept:?}");
+    assert!(f.path("work/state/linked").exists());
 }
