@@ -8,7 +8,7 @@
 //! - `lookup`, `listing`, `attr`, `xattr`, `acl`, `data`: what is read, and changed of a file. `caller`:
 //!   who asks.
 //! - `create`, `remove`, `rename`, `copyup`, `workdir`: what is changed. `metacopy`: copies whose data are
-//!   still below. `settle`: all that refers to lower layers is made to stand on its own.
+//!   still below; `complete`: they get these. `settle`: all that refers to lower layers is made to stand on its own.
 //!
 //! # Invariants
 //!
@@ -33,6 +33,7 @@ mod acl;
 mod attr;
 mod backing;
 mod caller;
+mod complete;
 mod copyup;
 mod create;
 mod data;
@@ -71,9 +72,9 @@ pub use settle::Settled;
 pub(crate) use settle::settle;
 pub(crate) use spec::{Lower, SyncPolicy, UnionOptions, UnionSpec, Upper};
 
+use self::complete::Completions;
 use self::descriptors::Descriptors;
 use self::links::Links;
-use self::metacopy::Completions;
 use self::node::{Directory, NewNode, Part, Place, ROOT, Real};
 use self::table::Table;
 use self::workdir::Work;

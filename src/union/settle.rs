@@ -28,7 +28,7 @@ use std::sync::Arc;
 use super::copyup::Data;
 use super::node::Node;
 use super::workdir::Marker;
-use super::{Listed, Union, UnionSpec, UpperBranch, metacopy};
+use super::{Listed, Union, UnionSpec, UpperBranch, complete};
 use crate::error::{Error, IoContext, Result};
 use crate::layer::descent::{Descent, Purpose};
 use crate::layer::{LayerFormat, marks};
@@ -182,7 +182,7 @@ impl Walk<'_, '_> {
         if in_upper && !data_below && node.kind == FileType::Regular {
             let dir = self.union.upper_dir(parent)?;
             if dir.try_stat_at(name)?.is_some() {
-                metacopy::strip_void_marks(self.upper.format, &dir, name)?;
+                complete::strip_void_marks(self.upper.format, &dir, name)?;
             }
         }
         if data_below {

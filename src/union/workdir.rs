@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 
 use super::attr::SETGID;
-use super::{acl, metacopy};
+use super::{acl, complete};
 use crate::error::{IoContext, Result};
 use crate::layer::LayerFormat;
 use crate::path::Name;
@@ -92,7 +92,7 @@ impl Work {
             work.next.fetch_max(next, Ordering::Relaxed);
         }
         for entry in work.temp.entries().at("list", "the work directory")? {
-            metacopy::recover(format, &work.temp, &entry.name)
+            complete::recover(format, &work.temp, &entry.name)
                 .at("undo a copy in the layer, noted in the work directory as", &entry.name)?;
         }
         work.empty().at("empty", "the work directory")?;
