@@ -54,7 +54,6 @@ pub(crate) enum Code {
     Overflow,
     NotSupported,
     Stale,
-    Busy,
     NotTty,
     Io,
 }
@@ -77,7 +76,6 @@ impl Code {
             Code::Overflow => libc::EOVERFLOW,
             Code::NotSupported => libc::EOPNOTSUPP,
             Code::Stale => libc::ESTALE,
-            Code::Busy => libc::EBUSY,
             Code::NotTty => libc::ENOTTY,
             Code::Io => libc::EIO,
         }

@@ -143,7 +143,10 @@ impl Place<'_> {
                 let mode = self.stat()?.mode;
                 self.chmod(mode | 0o700)?;
                 let done = work();
-                self.chmod(mode)?;
+                // Unless somebody has changed it meanwhile.
+                if self.stat().is_ok_and(|stat| stat.mode == mode | 0o700) {
+                    self.chmod(mode)?;
+                }
                 done
             }
             done => done,

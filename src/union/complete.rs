@@ -234,20 +234,11 @@ impl Union {
             state.below = Some(Arc::new(Below { place, shown, ..*below }));
         }
         if let Err(e) = self.fill(copy, &below, &kept, data) {
-            if let Err(undo) = kept.undo(copy.file) {
-                // With its note, the next union has another try; and so has this one.
-                tracing::warn!(error = %undo, cause = %e, "cannot undo a copy of data that failed");
+            // What counts is whether the mark is gone; if nobody can say, the next attempt finds out.
+            if copy.is_marked()? {
+                self.undo(upper, node, copy, (&below, &kept), &e)?;
                 return Err(e);
             }
-            copy.remove(&copy.keys.completing)?;
-            let mut state = node.state.lock();
-            if let Some(note) = &kept.note {
-                upper.work.temp().unlink(note)?;
-            }
-            state.below =
-                Some(Arc::new(Below { place: below.place.clone(), shown: None, ..*below }));
-            state.touch();
-            return Err(e);
         }
         let cleared =
             copy.remove(&copy.keys.redirect).and_then(|()| copy.remove(&copy.keys.completing));
@@ -288,11 +279,33 @@ impl Union {
         if self.options.sync == SyncPolicy::Strict {
             copy.file.sync_all()?;
         }
-        match copy.remove(&copy.keys.metacopy) {
-            // What counts is whether it is gone.
-            Err(e) if copy.is_marked().unwrap_or(true) => Err(e),
-            _ => Ok(()),
+        copy.remove(&copy.keys.metacopy)
+    }
+
+    /// After a copy of data that failed: the file is what it was, and shown as it is.
+    ///
+    /// # Errors
+    /// If it could not be made that: it keeps its note, and the next union has another try, as has this one.
+    fn undo(
+        &self,
+        upper: &UpperBranch,
+        node: &Node,
+        copy: &Copy<'_>,
+        (below, kept): (&Below, &Kept),
+        cause: &io::Error,
+    ) -> io::Result<()> {
+        kept.undo(copy.file).inspect_err(|e| {
+            tracing::warn!(error = %e, %cause, "cannot undo a copy of data that failed");
+        })?;
+        copy.remove(&copy.keys.completing)?;
+        let mut state = node.state.lock();
+        if let Some(note) = &kept.note {
+            upper.work.temp().unlink(note)?;
         }
+        let place = below.place.clone();
+        state.below = Some(Arc::new(Below { place, shown: None, ..*below }));
+        state.touch();
+        Ok(())
     }
 
     /// Notes that a file has its data in the upper.
@@ -311,20 +324,28 @@ impl Union {
         let Some(upper) = &self.upper else { return Ok(()) };
         // Waits for those that are being made.
         *self.metacopies_end.write() = true;
-        for _ in 0..MOST_ROUNDS {
+        let any = upper.work.has(Marker::Metacopy)? || upper.work.has(Marker::Linked)?;
+        for round in 1..=if any { MOST_ROUNDS } else { 0 } {
+            // In the last round nothing moves, and little is left to be copied.
+            let at_rest = (round == MOST_ROUNDS).then(|| self.moving.write());
             let moved = self.moved.load(Ordering::SeqCst);
-            if !self.links.is_empty() {
+            if self.lacks_names()? {
                 self.place_all_names(&mut || ControlFlow::Continue(()))?;
             }
             self.complete_below(upper)?;
-            // What was moved meanwhile may have been missed.
-            let _at_rest = self.moving.write();
-            if self.moved.load(Ordering::SeqCst) == moved {
-                upper.work.clear(Marker::Linked)?;
+            let _at_rest = at_rest.unwrap_or_else(|| self.moving.write());
+            let _none_is_made = self.metacopies_end.write();
+            // What was moved or made meanwhile may have been missed.
+            if self.moved.load(Ordering::SeqCst) == moved || round == MOST_ROUNDS {
+                if !self.links.lacks_originals() {
+                    upper.work.clear(Marker::Linked)?;
+                }
                 return upper.work.clear(Marker::Metacopy);
             }
         }
-        Err(Code::Busy.into())
+        // No rename that was begun before leaves a redirect.
+        drop(self.moving.write());
+        Ok(())
     }
 
     fn complete_below(&self, upper: &UpperBranch) -> io::Result<()> {
@@ -356,6 +377,12 @@ impl Union {
                     dirs.push(node);
                 } else if node.state.lock().below.is_some() {
                     self.complete(&node, Data::All)?;
+                } else if node.kind == FileType::Regular {
+                    match self.upper_dir(&dir) {
+                        Ok(dir) => strip_void_marks(upper.format, &dir, &entry.name)?,
+                        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                        Err(e) => return Err(e),
+                    }
                 }
             }
         }
@@ -404,11 +431,18 @@ fn strip(copy: &Copy<'_>) -> io::Result<()> {
 pub(super) fn strip_void_marks(format: LayerFormat, dir: &Dir, name: &Name) -> io::Result<()> {
     let Some(keys) = Keys::of(format) else { return Ok(()) };
     let child = Place::Child(dir, name);
-    let there = xattr::list(child.xattrs())?;
+    let there = match xattr::list(child.xattrs()) {
+        // Removed or renamed meanwhile.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        there => there?,
+    };
     let void = |key: &Vec<u8>| there.contains(key);
     if there.contains(&keys.metacopy) || !(void(&keys.redirect) || void(&keys.completing)) {
         return Ok(());
     }
-    let file = child.open_data(Access::Read)?;
+    let file = match child.open_data(Access::Read) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        file => file?,
+    };
     strip(&Copy { file: &file, keys: &keys })
 }

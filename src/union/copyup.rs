@@ -40,6 +40,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -91,8 +92,10 @@ impl Union {
         };
         if is_upper {
             self.place_names(node)?;
-            let may_stay = data == Data::Below && !*self.metacopies_end.read();
-            return if is_partial && !may_stay { self.complete(node, data) } else { Ok(()) };
+            if !is_partial || (data == Data::Below && !*self.metacopies_end.read()) {
+                return Ok(());
+            }
+            return self.complete(node, data);
         }
         let upper = self.writable()?;
         if node.is_dir() {
@@ -124,9 +127,8 @@ impl Union {
             Data::Below if !*ended => self.path_below(upper, node, &source),
             _ => None,
         };
-        // Whoever ends them waits for those whose marker he removes, but not for the data of others.
-        let noted = path_below.is_some() || source.stat.nlink > 1;
-        let made_while_allowed = noted.then_some(ended);
+        // Whoever ends them waits for those that are being made, but not for the data of others.
+        let made_while_allowed = path_below.is_some().then_some(ended);
         umask::set_on_this_thread(0)?;
         let make = |path_below: Option<&RelPath>| {
             let temp = upper.work.new_name()?;
@@ -145,7 +147,12 @@ impl Union {
             made => made?,
         }
         drop((made_while_allowed, copying));
-        self.place_names(node)
+        self.place_names(node)?;
+        if source.stat.nlink > 1 && *self.metacopies_end.read() {
+            // Nobody settles it any more.
+            self.place_all_names(&mut || ControlFlow::Continue(()))?;
+        }
+        Ok(())
     }
 
     /// Gives the copy of a file with several names in a lower layer all those of its names that are known:
@@ -155,6 +162,10 @@ impl Union {
             return Ok(());
         }
         let upper = self.writable()?;
+        if !matches!(node.state.lock().place, Place::Linked(_)) {
+            // Not copied yet, or being copied: with that it gets its names.
+            return Ok(());
+        }
         // Who comes second relies on what the first has done.
         let _copying = node.copying.lock();
         loop {
@@ -164,8 +175,12 @@ impl Union {
                 if linked { state.links.clone() } else { LinkList::new() }
             };
             for (above, name) in &links {
-                self.copy_up_dirs(upper, above)?;
-                let dir = self.upper_dir(above)?;
+                let dir = match self.copy_up_dirs(upper, above).and_then(|()| self.upper_dir(above))
+                {
+                    // It has gone, and with it the name.
+                    Err(_) if !node.state.lock().has_link(above, name) => continue,
+                    dir => dir?,
+                };
                 let state = node.state.lock();
                 let Place::Linked(kept) = &state.place else { break };
                 if !state.has_link(above, name) || dir.try_stat_at(name)?.is_some() {
@@ -315,7 +330,10 @@ impl Union {
         (real, below, place): (Real, Option<Arc<Below>>, &LowerPlace),
     ) -> io::Result<()> {
         let linked = source.stat.nlink > 1;
+        // From the note on; perhaps it is held already.
+        let _noted = linked.then(|| self.metacopies_end.read_recursive());
         if linked {
+            self.moved.fetch_add(1, Ordering::SeqCst);
             let unlinked = node.state.lock().unlinked;
             let names = source.stat.nlink.saturating_sub(unlinked.into());
             if let Err(e) = self.note_link_of(upper, temp, (place, &source.stat), names) {

@@ -230,7 +230,7 @@ impl Union {
                     if let Some(linked) = &linked {
                         // By which it is found under its other names.
                         linked.set_id(*id);
-                    } else if index == noted {
+                    } else if index == noted && direct.is_some() {
                         tracing::debug!(?direct, id, name = ?found.name, "number taken by another");
                         self.table.note_other_id(real, *id);
                     }

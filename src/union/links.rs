@@ -8,8 +8,7 @@
 //! ```text
 //! links/7        a name of the copy
 //! links/7.from   8 bytes: the layer, 0 being the lowest; 8: how many names the union shows; 8: the size of
-//!                the original; 8 and 4: its time, seconds and nanoseconds; all little-endian; then the path
-//!                of the original in its layer
+//!                the original; all little-endian; then the path of the original in its layer
 //! ```
 
 use std::collections::HashMap;
@@ -19,7 +18,7 @@ use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -29,11 +28,11 @@ use super::workdir::Marker;
 use super::{Listed, Union, UpperBranch};
 use crate::path::{Name, RelPath};
 use crate::sys::dir::Dir;
-use crate::sys::errno::Code;
+use crate::sys::errno::{self, Code};
 use crate::sys::file::Access;
 use crate::sys::remove::remove_tree;
 use crate::sys::resolve::open_beneath;
-use crate::sys::stat::{Stat, Time};
+use crate::sys::stat::Stat;
 
 /// What a note's name ends in.
 const NOTE: &[u8] = b".from";
@@ -48,11 +47,20 @@ pub(super) struct Linked {
     pub(super) upper: Real,
     /// How many names the union shows of it.
     names: AtomicU64,
+    /// Held while that is noted.
+    noting: Mutex<()>,
 }
 
 impl Linked {
     pub(super) fn new(name: Name, id: NodeId, lower: Real, upper: Real, names: u64) -> Linked {
-        Linked { name, id: AtomicU64::new(id), lower, upper, names: AtomicU64::new(names) }
+        Linked {
+            name,
+            id: AtomicU64::new(id),
+            lower,
+            upper,
+            names: AtomicU64::new(names),
+            noting: Mutex::new(()),
+        }
     }
 
     /// The number of its node.
@@ -85,22 +93,34 @@ impl Linked {
 pub(super) struct Links {
     /// By the lower file and by the copy.
     by_file: Mutex<HashMap<Real, Arc<Linked>>>,
+    /// Whether there is any: mostly there is none.
+    any: AtomicBool,
+    /// There are links of which these layers do not have the original.
+    lack_originals: AtomicBool,
 }
 
 impl Links {
     pub(super) fn of(&self, real: Real) -> Option<Arc<Linked>> {
+        if !self.any.load(Ordering::Acquire) {
+            return None;
+        }
         self.by_file.lock().get(&real).cloned()
     }
 
     pub(super) fn insert(&self, linked: Linked) {
         let linked = Arc::new(linked);
         let mut by_file = self.by_file.lock();
+        self.any.store(true, Ordering::Release);
         by_file.insert(linked.lower, Arc::clone(&linked));
         by_file.insert(linked.upper, linked);
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.by_file.lock().is_empty()
+    }
+
+    pub(super) fn lacks_originals(&self) -> bool {
+        self.lack_originals.load(Ordering::Relaxed)
     }
 
     /// Each of them once.
@@ -136,7 +156,6 @@ struct Note {
     layer: u64,
     names: u64,
     size: u64,
-    mtime: Time,
     path: RelPath,
 }
 
@@ -146,8 +165,6 @@ impl Note {
             &self.layer.to_le_bytes()[..],
             &self.names.to_le_bytes(),
             &self.size.to_le_bytes(),
-            &self.mtime.secs.to_le_bytes(),
-            &self.mtime.nanos.to_le_bytes(),
             self.path.as_bytes(),
         ]
         .concat()
@@ -155,21 +172,18 @@ impl Note {
 
     /// Whether this is the original.
     fn is_of(&self, stat: &Stat) -> bool {
-        !stat.is_dir() && stat.nlink > 1 && stat.size == self.size && stat.mtime == self.mtime
+        !stat.is_dir() && stat.size == self.size
     }
 
     fn decode(bytes: &[u8]) -> Option<Note> {
         let (layer, rest) = bytes.split_first_chunk()?;
         let (names, rest) = rest.split_first_chunk()?;
-        let (size, rest) = rest.split_first_chunk()?;
-        let (secs, rest) = rest.split_first_chunk()?;
-        let (nanos, path) = rest.split_first_chunk()?;
+        let (size, path) = rest.split_first_chunk()?;
         let path = RelPath::new(OsStr::from_bytes(path)).ok().filter(|path| !path.is_root())?;
         Some(Note {
             layer: u64::from_le_bytes(*layer),
             names: u64::from_le_bytes(*names),
             size: u64::from_le_bytes(*size),
-            mtime: Time { secs: i64::from_le_bytes(*secs), nanos: u32::from_le_bytes(*nanos) },
             path,
         })
     }
@@ -207,8 +221,7 @@ impl Union {
         upper.work.note(Marker::Linked)?;
         let below = self.lowers.len().saturating_sub(1).saturating_sub(place.dir.layer);
         let path = place.dir.path.join(&place.name);
-        let (size, mtime) = (original.size, original.mtime);
-        let note = Note { layer: below as u64, names, size, mtime, path };
+        let note = Note { layer: below as u64, names, size: original.size, path };
         let links = upper.work.links();
         let file = links.create_file(&note_name(temp)?, 0o600)?;
         file.write_all_at(&note.encode(), 0)?;
@@ -220,6 +233,7 @@ impl Union {
 
     /// Notes how many names the union shows of a copy.
     pub(super) fn note_names(&self, linked: &Linked) {
+        let _noting = linked.noting.lock();
         let write = || -> io::Result<()> {
             let (links, note) = (self.writable()?.work.links(), note_name(&linked.name)?);
             let file = crate::sys::file::Place::Child(links, &note).open_data(Access::ReadWrite)?;
@@ -235,7 +249,6 @@ impl Union {
     pub(super) fn load_links(&self) -> io::Result<()> {
         let Some(upper) = &self.upper else { return Ok(()) };
         let links = upper.work.links();
-        let mut absent = false;
         for entry in links.entries()? {
             let bytes = entry.name.as_bytes();
             let name = Name::new(bytes.strip_suffix(NOTE).unwrap_or(bytes));
@@ -254,12 +267,24 @@ impl Union {
             match self.read_link_note(links, &name)? {
                 Stands::For(linked) => self.links.insert(linked),
                 // With the right layers it may be there again, and this its only name.
-                Stands::ForWhatIsAbsent => absent = true,
+                Stands::ForWhatIsAbsent => self.links.lack_originals.store(true, Ordering::Relaxed),
                 Stands::ForNothing => discard(links, &name)?,
             }
         }
-        let none = self.links.is_empty() && !absent;
-        if none { upper.work.clear(Marker::Linked) } else { Ok(()) }
+        let none = self.links.is_empty() && !self.links.lacks_originals();
+        if none { upper.work.clear(Marker::Linked) } else { upper.work.note(Marker::Linked) }
+    }
+
+    /// Whether there are copies that have not all their names in the upper.
+    pub(super) fn lacks_names(&self) -> io::Result<bool> {
+        let Some(upper) = &self.upper else { return Ok(false) };
+        for linked in self.links.all() {
+            let copy = upper.work.links().try_stat_at(&linked.name)?;
+            if copy.is_some_and(|copy| !has_all_names(&copy, linked.names())) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn read_link_note(&self, links: &Dir, name: &Name) -> io::Result<Stands> {
@@ -299,8 +324,12 @@ impl Union {
         else {
             return Ok(None);
         };
-        // Whatever is there instead of the directory.
-        let Ok(dir) = open_beneath(&self.lower(layer)?.dir, &dir) else { return Ok(None) };
+        let dir = match open_beneath(&self.lower(layer)?.dir, &dir) {
+            // Whatever is there instead of the directory.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) if Code::NotDirectory.is(&e) || errno::is_loop(&e) => return Ok(None),
+            dir => dir?,
+        };
         Ok(dir.try_stat_at(&name)?.filter(|stat| note.is_of(stat)))
     }
 
@@ -382,11 +411,10 @@ mod tests {
     #[test]
     fn notes_read_back() {
         let path = RelPath::new("a/\u{e9} b").unwrap();
-        let mtime = Time { secs: -1, nanos: 999_999_999 };
-        let note = Note { layer: 3, names: u64::MAX, size: 7, mtime, path };
+        let note = Note { layer: 3, names: u64::MAX, size: 7, path };
         assert_eq!(Note::decode(&note.encode()), Some(note.clone()));
-        let with_path = |path: &[u8]| [&[0; 36], path].concat();
-        for bad in [vec![], vec![0; 35], vec![0; 36], with_path(b"/a"), with_path(b"a/../b")] {
+        let with_path = |path: &[u8]| [&[0; 24], path].concat();
+        for bad in [vec![], vec![0; 23], vec![0; 24], with_path(b"/a"), with_path(b"a/../b")] {
             assert_eq!(Note::decode(&bad), None, "{bad:?}");
         }
     }

@@ -130,6 +130,11 @@ impl Union {
         if !keys.contains(&own.metacopy) {
             return Ok(None);
         }
+        let value = file.despite_its_mode(|| xattr::get(file.xattrs(), &own.metacopy))?;
+        if !is_understood(&value.unwrap_or_default()) {
+            tracing::error!(?name, "the mark of a metadata-only copy is of an unknown kind");
+            return Err(errno::eio());
+        }
         let redirect = if keys.contains(&own.redirect) {
             let value = file.despite_its_mode(|| xattr::get(file.xattrs(), &own.redirect))?;
             let value = value.unwrap_or_default();
@@ -185,8 +190,19 @@ impl Union {
         if node.state.lock().below.is_none() {
             return Ok(None);
         }
-        Ok(Some(node.copying.lock()))
+        let copying = node.copying.lock();
+        if node.state.lock().below.as_ref().is_some_and(|below| below.shown.is_some()) {
+            // Its data were copied in vain, and that could not be undone: it would lose the change.
+            return Err(Code::Io.into());
+        }
+        Ok(Some(copying))
     }
+}
+
+/// Whether a mark is as the kernel writes it: empty, or `struct ovl_metacopy` of version 0, which may have a
+/// digest that nobody asked to be verified.
+fn is_understood(mark: &[u8]) -> bool {
+    mark.is_empty() || (mark.len() >= 4 && mark.first() == Some(&0))
 }
 
 impl State {

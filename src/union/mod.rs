@@ -230,8 +230,8 @@ impl Union {
     pub(crate) fn close(&self) -> io::Result<()> {
         self.table.clear();
         let Some(upper) = &self.upper else { return Ok(()) };
-        self.prune_links()?;
         upper.work.empty()?;
+        self.prune_links()?;
         match self.options.sync {
             SyncPolicy::Strict => upper.dir.sync_file_system(),
             SyncPolicy::Volatile => Ok(()),

@@ -26,6 +26,27 @@ pub(super) struct Victim {
     pub(super) in_upper: bool,
 }
 
+impl Victim {
+    /// Looks again, under the lock of its state, at what was found in a lower layer: it may have been copied
+    /// up to that name meanwhile.
+    pub(super) fn look_again(
+        &mut self,
+        state: Option<&State>,
+        upper: &UpperBranch,
+        dir: &Dir,
+        name: &Name,
+    ) -> io::Result<()> {
+        if !self.in_upper
+            && state.is_some_and(State::is_upper)
+            && let Some(stat) = dir.try_stat_at(name)?
+            && marks::decode(upper.format, name, &stat) == marks::Mark::None
+        {
+            (self.in_upper, self.real, self.nlink) = (true, Real::from(&stat), stat.nlink);
+        }
+        Ok(())
+    }
+}
+
 impl Union {
     /// Removes a name of what is no directory.
     ///
@@ -53,7 +74,9 @@ impl Union {
             self.copy_up_dirs(upper, parent)?;
         }
         let dir = self.upper_dir(parent)?;
-        let mut state = victim.node.as_ref().map(|node| node.state.lock());
+        let node = victim.node.clone();
+        let mut state = node.as_ref().map(|node| node.state.lock());
+        victim.look_again(state.as_deref(), upper, &dir, name)?;
         self.hold(&victim, state.as_deref_mut(), &dir, name)?;
         if whiteout {
             put_whiteout(upper, &dir, name, victim.in_upper)?;

@@ -114,6 +114,14 @@ impl Union {
             // Somebody changed the layers beside the union.
             return Err(Code::Stale.into());
         }
+        // Before: a step that fails after it moved something has moved it.
+        if [Some(&node), target.as_ref()]
+            .into_iter()
+            .flatten()
+            .any(|node| node.may_have_data_below())
+        {
+            self.moved.fetch_add(1, Ordering::SeqCst);
+        }
         if found.upper.is_none() {
             self.name_in_upper(&node, &from)?;
         }
@@ -133,13 +141,6 @@ impl Union {
                 self.replace(upper, (&from, &node), &to, victim, mode)?
             }
         };
-        if [Some(&node), target.as_ref()]
-            .into_iter()
-            .flatten()
-            .any(|node| node.may_have_data_below())
-        {
-            self.moved.fetch_add(1, Ordering::SeqCst);
-        }
         drop(names);
         drop(gone);
         Ok(())
@@ -195,12 +196,15 @@ impl Union {
             _ => None,
         };
         let tree = node.is_dir().then(|| self.tree.write());
-        let victim_node = match victim {
+        let mut victim_node = match victim {
             Some((_, found)) => Some(self.victim(to.parent, found)?),
             None => None,
         };
         let other = victim.map(|(node, _)| node);
         let (mut state, mut victim_state) = lock_states(node, other);
+        if let Some(victim) = &mut victim_node {
+            victim.look_again(victim_state.as_deref(), upper, &to.dir, to.name)?;
+        }
         if let Some(victim) = victim_node.as_ref().filter(|_| !node.is_dir()) {
             self.hold(victim, victim_state.as_deref_mut(), &to.dir, to.name)?;
         }
@@ -321,7 +325,8 @@ impl Union {
             }
             return Ok(());
         }
-        if self.options.no_redirects {
+        // Once somebody has taken the layer as it is, nobody settles it any more.
+        if self.options.no_redirects || *self.metacopies_end.read() {
             return Err(Code::CrossDevice.into());
         }
         self.redirect(upper, &dir, &below)

@@ -29,7 +29,7 @@ use super::copyup::Data;
 use super::node::Node;
 use super::workdir::Marker;
 use super::{Listed, Union, UnionSpec, UpperBranch, complete};
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::descent::{Descent, Purpose};
 use crate::layer::{LayerFormat, marks};
 use crate::path::{Name, RelPath};
@@ -73,7 +73,14 @@ fn settle_here(spec: UnionSpec, progress: &mut ProgressFn<'_>) -> Result<Settled
         told: Progress::new(Phase::Copy),
         settled: Settled::default(),
     };
-    if !union.links.is_empty() {
+    if union.links.lacks_originals() {
+        return Err(Error::new(
+            ErrorKind::FailedPrecondition,
+            "files that had several names in a lower layer are not there: these are not the layers that \
+             the upper was made on; settle it with those",
+        ));
+    }
+    if union.lacks_names().at("look at the links in", "the work directory")? {
         let mut reported = Ok(());
         let mut step = || {
             walk.told.entries = walk.told.entries.saturating_add(1);

@@ -53,6 +53,8 @@ pub(super) struct Work {
     temp: Dir,
     links: Dir,
     state: Dir,
+    /// Of the upper.
+    format: LayerFormat,
     next: AtomicU64,
     /// Which markers are known to be there.
     noted: Mutex<[bool; Marker::ALL.len()]>,
@@ -83,6 +85,7 @@ impl Work {
             temp: open("temp")?,
             links: open("links")?,
             state: open("state")?,
+            format,
             next: AtomicU64::new(0),
             noted: Mutex::default(),
         };
@@ -91,17 +94,14 @@ impl Work {
             let next = number.map_or(0, |number: u64| number.saturating_add(1));
             work.next.fetch_max(next, Ordering::Relaxed);
         }
-        for entry in work.temp.entries().at("list", "the work directory")? {
-            complete::recover(format, &work.temp, &entry.name)
-                .at("undo a copy in the layer, noted in the work directory as", &entry.name)?;
-        }
         work.empty().at("empty", "the work directory")?;
         Ok(work)
     }
 
-    /// Removes everything that is not to be remembered.
+    /// Removes everything that is not to be remembered. What a note there says was not done is undone first.
     pub(super) fn empty(&self) -> io::Result<()> {
         for entry in self.temp.entries()? {
+            complete::recover(self.format, &self.temp, &entry.name)?;
             remove_tree(&self.temp, &entry.name, &mut || Ok(()))?;
         }
         Ok(())
@@ -129,6 +129,12 @@ impl Work {
             *noted = true;
         }
         Ok(())
+    }
+
+    /// Whether something of the upper may do so.
+    pub(super) fn has(&self, marker: Marker) -> io::Result<bool> {
+        let file = Name::new(marker.file()).map_err(io::Error::other)?;
+        Ok(self.state.try_stat_at(&file)?.is_some())
     }
 
     /// Notes that nothing of the upper does so any more.

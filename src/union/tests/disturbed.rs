@@ -223,3 +223,66 @@ fn capabilities_stay_while_a_file_is_completed() {
     });
     assert_eq!(u.xattr(&node, b"security.capability").unwrap(), None);
 }
+
+#[test]
+fn a_mark_of_an_unknown_kind_is_an_error() {
+    let f = Fixture::new(LayerFormat::OverlayUser);
+    let bytes = big(&f, "bottom/f", 0);
+    for (mark, good) in [
+        (&b""[..], true),
+        (&[0, 4, 0, 0], true),
+        (&[0, 36, 0, 1, 7, 7], true),
+        (&[1], false),
+        (&[1, 4, 0, 0], false),
+        (&[0, 4], false),
+    ] {
+        let file = fs::File::create(f.path("upper/f")).unwrap();
+        file.set_len(SIZE as u64).unwrap();
+        xattr::set(Of::Fd(file.as_fd()), b"user.overlay.metacopy", mark).unwrap();
+        let u = f.open();
+        match good {
+            true => assert!(contents(&u, "f") == bytes, "{mark:?}"),
+            false => assert!(u.lookup(u.root(), &name("f")).is_err(), "{mark:?}"),
+        }
+        fs::remove_file(f.path("upper/f")).unwrap();
+    }
+}
+
+/// Once a layer was taken as it is, nothing that comes later refers to lower layers.
+#[test]
+fn a_layer_that_was_taken_stays_whole() {
+    let f = Fixture::new(LayerFormat::OverlayUser);
+    big(&f, "bottom/d/f", 0);
+    f.file("bottom/linked");
+    fs::hard_link(f.path("bottom/linked"), f.path("bottom/d/other")).unwrap();
+    let u = f.open();
+    u.complete_all().unwrap();
+    let e = u.mv("d", "e", RenameMode::Replace).unwrap_err();
+    assert_eq!(e.kind(), io::ErrorKind::CrossesDevices);
+    chmod(&u, "d/f", 0o600).unwrap();
+    chmod(&u, "linked", 0o600).unwrap();
+    assert_eq!(fs::metadata(f.path("upper/d/f")).unwrap().mode() & 0o777, 0o600);
+    let meta = |path: &str| fs::metadata(f.path("upper").join(path)).unwrap();
+    assert_eq!(meta("linked").ino(), meta("d/other").ino());
+    assert!(!f.path("work/state/metacopy").exists());
+    assert!(!f.path("work/state/redirected").exists());
+}
+
+#[test]
+fn settling_on_other_layers_is_refused() {
+    let f = Fixture::new(LayerFormat::OverlayUser);
+    f.file("bottom/a");
+    fs::hard_link(f.path("bottom/a"), f.path("bottom/b")).unwrap();
+    let u = f.open();
+    u.write(&u.walk("a").unwrap(), 0, b"NEW", None, false).unwrap();
+    u.rm("a").unwrap();
+    u.close().unwrap();
+    drop(u);
+    let mut spec = f.spec();
+    spec.lowers.pop();
+    let e = settle(spec, &mut crate::ignore_progress).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::FailedPrecondition);
+    assert!(f.path("work/state/linked").exists());
+    settle(f.spec(), &mut crate::ignore_progress).unwrap();
+    assert_eq!(fs::read(f.path("upper/b")).unwrap(), b"NEWtom/a");
+}
