@@ -27,8 +27,9 @@ impl Store {
     /// Of directories that were renamed over FUSE, and of files of which only attributes were changed, a
     /// lower layer may still have the contents: they are copied, and share their data with the originals
     /// where the file system can do that. This may be stopped, by a kill too, and called again; what the
-    /// snapshot shows stays the same throughout. While it is mounted, files alone can be completed, and the
-    /// mount copies data along with attributes from then on.
+    /// snapshot shows stays the same throughout. While it is mounted, files alone can be completed; from then
+    /// on the mount copies data along with attributes, and directories of lower layers cannot be renamed in it
+    /// (EXDEV).
     ///
     /// # Errors
     /// - [`ErrorKind::FailedPrecondition`]: not an active snapshot; or a file or directory in it has

@@ -65,7 +65,7 @@ impl Store {
     /// is used as a copy, all of both is looked at.
     ///
     /// What the union over FUSE need not copy, directories that were renamed and the data of files of which
-    /// only attributes were changed, is copied now.
+    /// only attributes were changed, is copied now; in a mount as [`Store::settle`] tells.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound);

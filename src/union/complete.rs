@@ -326,9 +326,14 @@ impl Union {
         *self.metacopies_end.write() = true;
         let any = upper.work.has(Marker::Metacopy)? || upper.work.has(Marker::Linked)?;
         for round in 1..=if any { MOST_ROUNDS } else { 0 } {
+            // While nothing is on its way that was counted already.
+            let at_rest = self.moving.write();
+            let moved = {
+                let _none_is_made = self.metacopies_end.write();
+                self.moved.load(Ordering::SeqCst)
+            };
             // In the last round nothing moves, and little is left to be copied.
-            let at_rest = (round == MOST_ROUNDS).then(|| self.moving.write());
-            let moved = self.moved.load(Ordering::SeqCst);
+            let at_rest = (round == MOST_ROUNDS).then_some(at_rest);
             if self.lacks_names()? {
                 self.place_all_names(&mut || ControlFlow::Continue(()))?;
             }
