@@ -76,18 +76,14 @@ impl Union {
         let make = Make { uid, gid, ..make.clone() };
         let _names = parent.names.lock();
         let (view, dir) = self.parent_dir(upper, parent)?;
-        let made = match self.make_if_free(upper, (&view, &dir), name, &make)? {
-            Some(made) => made,
-            None => {
-                let nursery = upper.work.nursery(&dir)?;
-                let made = make_in(upper.format, &nursery.dir, name, &make)?;
-                if make.file == NewFile::Directory {
-                    let made = nursery.dir.open_dir(name)?;
-                    let mark = || marks::make_opaque(upper.format, &made);
-                    Place::Child(&nursery.dir, name).despite_its_mode(mark)?;
-                }
-                cover_whiteout(upper, &nursery.dir, &dir, name, made.stat.is_dir())?;
-                Made { stat: dir.stat_at(name)?, file: made.file }
+        let made = if special_bits(&make) != 0 {
+            // In several steps, of which nobody is to find some after a kill.
+            let ground = self.ground(upper, &view, &dir, name)?;
+            make_beside(upper, &dir, name, &make, ground)?
+        } else {
+            match self.make_if_free(upper, (&view, &dir), name, &make)? {
+                Some(made) => made,
+                None => make_beside(upper, &dir, name, &make, Ground::Whiteout)?,
             }
         };
         let directory = made.stat.is_dir().then(|| Directory::new(Vec::new(), RelPath::ROOT));
@@ -250,6 +246,38 @@ pub(super) fn cover_whiteout(
     }
 }
 
+/// Makes a file beside its directory, and moves it to its name.
+fn make_beside(
+    upper: &UpperBranch,
+    dir: &Dir,
+    name: &Name,
+    make: &Make,
+    ground: Ground,
+) -> io::Result<Made> {
+    let nursery = upper.work.nursery(dir)?;
+    let made = make_in(upper.format, &nursery.dir, name, make)?;
+    match ground {
+        Ground::Free => nursery.dir.rename(name, dir, name, OnExisting::Fail)?,
+        Ground::Whiteout => {
+            if make.file == NewFile::Directory {
+                let made = nursery.dir.open_dir(name)?;
+                let mark = || marks::make_opaque(upper.format, &made);
+                Place::Child(&nursery.dir, name).despite_its_mode(mark)?;
+            }
+            cover_whiteout(upper, &nursery.dir, dir, name, made.stat.is_dir())?;
+        }
+    }
+    Ok(Made { stat: dir.stat_at(name)?, file: made.file })
+}
+
+/// Setuid and setgid, which a file gets after it has its owner.
+fn special_bits(make: &Make) -> u32 {
+    match make.file {
+        NewFile::Directory | NewFile::Symlink(_) => 0,
+        _ => make.mode & (SETUID | SETGID),
+    }
+}
+
 /// A file that was made.
 struct Made {
     stat: Stat,
@@ -312,10 +340,7 @@ fn own(dir: &Dir, name: &Name, make: &Make, file: Option<&File>) -> io::Result<S
     // The group of a setgid directory has been handed down.
     let inherits = (stat.gid != make.gid) && dir.stat()?.mode & SETGID != 0;
     let gid = if inherits { stat.gid } else { make.gid };
-    let special = match make.file {
-        NewFile::Directory | NewFile::Symlink(_) => 0,
-        _ => make.mode & (SETUID | SETGID),
-    };
+    let special = special_bits(make);
     let given = (stat.uid, stat.gid) != (make.uid, gid);
     if given {
         dir.chown_at(name, make.uid, gid)?;
