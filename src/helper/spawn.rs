@@ -62,7 +62,9 @@ impl Helper {
 
     fn begin(&mut self, view: &View, target: &Path, lock: Option<BorrowedFd<'_>>) -> Result<()> {
         let message = Message::Mount { view: view.clone(), target: target.to_owned() };
-        say(&self.socket, &message, lock)?;
+        if let Err(e) = say(&self.socket, &message, lock) {
+            return Err(self.or_ended(e));
+        }
         let answered = wait::until_readable([self.socket.as_fd()], Some(TO_MOUNT));
         if answered.at("wait for", "a helper")? == [false] {
             return Err(Error::new(
@@ -71,19 +73,20 @@ impl Helper {
                  stratafs::helper::run_if_requested(); it was to mount on",
             ));
         }
-        match hear(&self.socket)? {
+        match hear(&self.socket).map_err(|e| self.or_ended(e))? {
             Some((Message::Ready { mount, features }, _)) => {
                 tracing::debug!(?features, ?target, "a helper has mounted");
                 self.mount = mount;
                 Ok(())
             }
             Some((Message::Failed { kind, text }, _)) => Err(Error::new(kind, text)),
-            _ => Err(Error::new(
-                ErrorKind::Incompatible,
-                "the helper ended without an answer: its `main` must begin with \
-                 stratafs::helper::run_if_requested(); it was to mount on",
-            )),
+            _ => Err(ended()),
         }
+    }
+
+    /// What is to be said of an error in talking to it: by when it ended depends which one that is.
+    fn or_ended(&self, e: Error) -> Error {
+        if e.kind() == ErrorKind::Io && self.has_ended(Duration::ZERO) { ended() } else { e }
     }
 
     /// Which mount it made.
@@ -151,5 +154,28 @@ impl Drop for Helper {
         if let Err(e) = thread.spawn(move || child.wait()) {
             tracing::warn!(error = %e, "nobody waits for the end of a helper");
         }
+    }
+}
+
+fn ended() -> Error {
+    Error::new(
+        ErrorKind::Incompatible,
+        "the helper ended without an answer: its `main` must begin with \
+         stratafs::helper::run_if_requested(); it was to mount on",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_helper_that_ended_before_it_was_told_anything_is_none() {
+        let (socket, theirs) = socket::pair().unwrap();
+        drop(theirs);
+        let mount = MountIds { id: 0, unique: None };
+        let helper = Helper { socket, child: None, mount };
+        let e = say(&helper.socket, &Message::Unmounted, None).unwrap_err();
+        assert_eq!(helper.or_ended(e).kind(), ErrorKind::Incompatible);
     }
 }
