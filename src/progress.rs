@@ -1,6 +1,7 @@
 //! How long calls report, and how they are stopped.
 
 use std::ops::ControlFlow;
+#[cfg(feature = "fuse")]
 use std::sync::mpsc;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -54,6 +55,7 @@ pub fn ignore_progress(_: Progress) -> ControlFlow<()> {
 }
 
 /// Does work that needs a thread of its own, while what it reports is passed on on the calling thread.
+#[cfg(feature = "fuse")]
 pub(crate) fn on_another_thread<T: Send>(
     work: impl FnOnce(&mut ProgressFn<'_>) -> Result<T> + Send,
     callback: &mut ProgressFn<'_>,
@@ -91,7 +93,7 @@ pub(crate) fn report(callback: &mut ProgressFn<'_>, progress: Progress) -> Resul
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "fuse"))]
 mod tests {
     use super::*;
 
