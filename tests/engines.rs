@@ -98,6 +98,30 @@ impl Stage {
         by_fuse
     }
 
+    /// A committed snapshot shows this.
+    #[track_caller]
+    fn shows(&self, name: &str, lines: &[String]) {
+        let view = format!("view-of-{name}");
+        self.overlay.view(&view, Some(name), Labels::new()).unwrap();
+        same(&self.shown(&view), lines);
+    }
+
+    fn exported(&self, key: &str) -> Vec<u8> {
+        let mut tar = Vec::new();
+        let options = ExportOptions::default();
+        self.overlay.export(key, &mut tar, &options, &mut ignore_progress).unwrap();
+        tar
+    }
+
+    /// A layer, unpacked onto the base, shows this.
+    #[track_caller]
+    fn shows_unpacked(&self, mut tar: &[u8], lines: &[String]) {
+        let (options, labels) = (ApplyOptions::default(), Labels::new());
+        let stop = &mut ignore_progress;
+        self.overlay.apply("unpacked", Some("base"), &mut tar, &options, labels, stop).unwrap();
+        self.shows("unpacked", lines);
+    }
+
     fn changes(&self, key: &str) -> Vec<String> {
         let changes = self.fuse.changes(key, &mut ignore_progress).unwrap();
         changes.iter().map(ToString::to_string).collect()
@@ -224,16 +248,8 @@ fn renamed_and_committed(format: LayerFormat) {
         lines(root)
     });
     stage.overlay.commit("b", "a", CommitOptions::new()).unwrap();
-    let mut tar = Vec::new();
-    let options = ExportOptions::default();
-    stage.overlay.export("b", &mut tar, &options, &mut ignore_progress).unwrap();
-    stage.overlay.view("v", Some("b"), Labels::new()).unwrap();
-    same(&stage.shown("v"), &before);
-    let (labels, stop) = (Labels::new(), &mut ignore_progress);
-    let options = ApplyOptions::default();
-    stage.overlay.apply("c", Some("base"), &mut &*tar, &options, labels, stop).unwrap();
-    stage.overlay.view("w", Some("c"), Labels::new()).unwrap();
-    same(&stage.shown("w"), &before);
+    stage.shows("b", &before);
+    stage.shows_unpacked(&stage.exported("b"), &before);
 }
 
 fn renamed_and_compared(format: LayerFormat) {
@@ -322,16 +338,8 @@ fn attributes_committed(format: LayerFormat) {
     assert!(without_data(&stage, format) >= 5);
     stage.overlay.commit("b", "a", CommitOptions::new()).unwrap();
     assert_eq!(without_data(&stage, format), 0);
-    let mut tar = Vec::new();
-    let options = ExportOptions::default();
-    stage.overlay.export("b", &mut tar, &options, &mut ignore_progress).unwrap();
-    stage.overlay.view("v", Some("b"), Labels::new()).unwrap();
-    same(&stage.shown("v"), &before);
-    let (labels, stop) = (Labels::new(), &mut ignore_progress);
-    let options = ApplyOptions::default();
-    stage.overlay.apply("c", Some("base"), &mut &*tar, &options, labels, stop).unwrap();
-    stage.overlay.view("w", Some("c"), Labels::new()).unwrap();
-    same(&stage.shown("w"), &before);
+    stage.shows("b", &before);
+    stage.shows_unpacked(&stage.exported("b"), &before);
 }
 
 fn attributes_mounted(format: LayerFormat) {
@@ -354,9 +362,7 @@ fn attributes_mounted(format: LayerFormat) {
         assert!(changes.iter().any(|change| change == line), "{line}: {changes:?}");
     }
     assert_eq!(without_data(&stage, format), 0);
-    let mut tar = Vec::new();
-    let options = ExportOptions::default();
-    stage.fuse.export("a", &mut tar, &options, &mut ignore_progress).unwrap();
+    let tar = stage.exported("a");
     same(&lines(&root), &before);
     stage.overlay.commit("b", "a", CommitOptions::new()).unwrap();
     // It is the layer's from now on, with its data.
@@ -364,11 +370,6 @@ fn attributes_mounted(format: LayerFormat) {
     assert_eq!(without_data(&stage, format), 0);
     let after = lines(&root);
     guard.unmount().unwrap();
-    stage.fuse.view("v", Some("b"), Labels::new()).unwrap();
-    same(&stage.shown("v"), &after);
-    let (labels, stop) = (Labels::new(), &mut ignore_progress);
-    let options = ApplyOptions::default();
-    stage.overlay.apply("c", Some("base"), &mut &*tar, &options, labels, stop).unwrap();
-    stage.overlay.view("w", Some("c"), Labels::new()).unwrap();
-    same(&stage.shown("w"), &before);
+    stage.shows("b", &after);
+    stage.shows_unpacked(&tar, &before);
 }

@@ -216,11 +216,9 @@ impl Union {
             }
             Ok(())
         })?;
+        drop(data_stay);
         if uid.is_some() || gid.is_some() {
-            drop(data_stay);
             self.drop_privileges(node, set.caller)?;
-        } else {
-            drop(data_stay);
         }
         let data_stay = self.copy_up_attributes(node)?;
         self.at(node, |place, format, _| {

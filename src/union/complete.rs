@@ -451,3 +451,22 @@ pub(super) fn strip_void_marks(format: LayerFormat, dir: &Dir, name: &Name) -> i
     };
     strip(&Copy { file: &file, keys: &keys })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_down_reads_back() {
+        let time = |secs| Time { secs, nanos: 999_999_999 };
+        for capabilities in [None, Some(vec![1, 0, 0, 2, 7])] {
+            let (atime, mtime, note) = (time(-1), time(i64::MAX), None);
+            let kept = Kept { atime, mtime, size: 1 << 40, mode: 0o4755, capabilities, note };
+            let bytes = kept.encode();
+            assert_eq!(Kept::decode(&bytes), Some(kept));
+            for len in 0..36 {
+                assert_eq!(Kept::decode(&bytes[..len]), None, "{len}");
+            }
+        }
+    }
+}

@@ -192,11 +192,12 @@ impl Union {
         ids.push(self.table.dynamic_id());
         let direct = self.table.direct_id(real);
         let linked = self.linked(&found);
-        let below = self.data_of(parent, &found, linked.as_deref(), &keys)?;
-        if below.is_some() && self.published.load(Ordering::Acquire) != since {
-            // It may have been completed since its marks were read.
+        let below = self.data_of(parent, &found, linked.as_deref(), &keys);
+        if !matches!(below, Ok(None)) && self.published.load(Ordering::Acquire) != since {
+            // It may have been completed since its marks were read, or while they were.
             return Ok(Identified::Changed);
         }
+        let below = below?;
         let child_dir = found.own_dir.clone();
         let new = |found: &Found| NewNode {
             kind: found.stat.file_type,

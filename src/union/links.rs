@@ -13,7 +13,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::io;
+use std::io::{self, Read};
 use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
@@ -36,6 +36,8 @@ use crate::sys::stat::Stat;
 
 /// What a note's name ends in.
 const NOTE: &[u8] = b".from";
+/// How much of a note is read, in bytes: directories can be deep.
+const MOST_OF_A_NOTE: u64 = 16 << 20;
 
 /// One such file.
 #[derive(Debug)]
@@ -293,10 +295,8 @@ impl Union {
         let copy = links.try_stat_at(name)?.filter(|copy| is_note && !copy.is_dir());
         let Some(copy) = copy else { return Ok(Stands::ForNothing) };
         let file = crate::sys::file::Place::Child(links, &note).open_data(Access::Read)?;
-        // Of a path no layer has a longer one.
-        let mut bytes = vec![0; 1 << 16];
-        let read = file.read_at(&mut bytes, 0)?;
-        bytes.truncate(read);
+        let mut bytes = Vec::new();
+        file.take(MOST_OF_A_NOTE).read_to_end(&mut bytes)?;
         let Some(note) = Note::decode(&bytes) else { return Ok(Stands::ForNothing) };
         if has_all_names(&copy, note.names) {
             return Ok(Stands::ForNothing);

@@ -130,8 +130,11 @@ impl Union {
         if !keys.contains(&own.metacopy) {
             return Ok(None);
         }
-        let value = file.despite_its_mode(|| xattr::get(file.xattrs(), &own.metacopy))?;
-        if !is_understood(&value.unwrap_or_default()) {
+        let Some(mark) = file.despite_its_mode(|| xattr::get(file.xattrs(), &own.metacopy))? else {
+            // It has got its data since.
+            return Ok(None);
+        };
+        if !is_understood(&mark) {
             tracing::error!(?name, "the mark of a metadata-only copy is of an unknown kind");
             return Err(errno::eio());
         }

@@ -42,9 +42,9 @@ fn a_copy_of_the_kernels_keeps_its_data_when_it_is_renamed() {
     assert!(contents(&u, "b") == a);
 }
 
-#[test]
-fn a_mount_without_a_layer_loses_no_linked_file() {
-    let f = Fixture::new(LayerFormat::OverlayUser);
+/// Two names of a lower file, of which `a` was written through and removed: what `b` shows is under no name
+/// but the union's own.
+fn b_by_its_link_alone(f: &Fixture) {
     f.file("bottom/a");
     fs::hard_link(f.path("bottom/a"), f.path("bottom/b")).unwrap();
     let u = f.open();
@@ -52,6 +52,12 @@ fn a_mount_without_a_layer_loses_no_linked_file() {
     u.rm("a").unwrap();
     u.close().unwrap();
     drop(u);
+}
+
+#[test]
+fn a_mount_without_a_layer_loses_no_linked_file() {
+    let f = Fixture::new(LayerFormat::OverlayUser);
+    b_by_its_link_alone(&f);
     let u = f.open();
     assert_eq!(&u.text("b").unwrap()[..3], "NEW");
     u.close().unwrap();
@@ -271,13 +277,7 @@ fn a_layer_that_was_taken_stays_whole() {
 #[test]
 fn settling_on_other_layers_is_refused() {
     let f = Fixture::new(LayerFormat::OverlayUser);
-    f.file("bottom/a");
-    fs::hard_link(f.path("bottom/a"), f.path("bottom/b")).unwrap();
-    let u = f.open();
-    u.write(&u.walk("a").unwrap(), 0, b"NEW", None, false).unwrap();
-    u.rm("a").unwrap();
-    u.close().unwrap();
-    drop(u);
+    b_by_its_link_alone(&f);
     let mut spec = f.spec();
     spec.lowers.pop();
     let e = settle(spec, &mut crate::ignore_progress).unwrap_err();
@@ -285,4 +285,17 @@ fn settling_on_other_layers_is_refused() {
     assert!(f.path("work/state/linked").exists());
     settle(f.spec(), &mut crate::ignore_progress).unwrap();
     assert_eq!(fs::read(f.path("upper/b")).unwrap(), b"NEWtom/a");
+}
+
+#[test]
+fn marks_that_go_while_they_are_read_are_no_error() {
+    let f = Fixture::new(LayerFormat::OverlayUser);
+    fs::write(f.path("upper/f"), "has its data").unwrap();
+    let u = f.open();
+    let upper = Dir::open(f.path("upper")).unwrap();
+    let f_name = name("f");
+    let seen = [&b"user.overlay.metacopy"[..], b"user.overlay.redirect"].map(<[u8]>::to_vec);
+    let place = file::Place::Child(&upper, &f_name);
+    let below = u.data_below(f.format, (u.root(), &f_name), place, &seen);
+    assert!(below.unwrap().is_none());
 }
