@@ -15,7 +15,7 @@ use super::target::Target;
 use super::union::find_transport;
 use super::{Restrictions, UpperDir, own_work};
 use crate::error::{Error, ErrorKind, IoContext, Result};
-use crate::fuse::{Mounted, Session, SessionOptions, Transport, lock_work};
+use crate::fuse::{BUSY_POLL, Mounted, Session, SessionOptions, Transport, lock_work};
 use crate::idmap::{IdMap, Range};
 use crate::layer::LayerFormat;
 use crate::sys::dir::Dir;
@@ -84,6 +84,10 @@ pub struct FuseMountOptions {
     pub timeout: Option<Duration>,
     /// How many threads serve it; by the number of processors, if none.
     pub threads: Option<NonZeroUsize>,
+    /// While requests follow each other: for how long a thread that has answered one asks for the next
+    /// before it sleeps. What asks is woken sooner, at the cost of that much processor time at the end of
+    /// each row of requests; zero never does. Without effect on a single processor.
+    pub busy_poll: Duration,
     /// Others than the user who mounts it may use it; the modes of the files decide as elsewhere.
     pub allow_other: bool,
     /// Without the right to mount: fusermount3 unmounts it when this process ends, however it does.
@@ -115,6 +119,7 @@ impl FuseMountOptions {
             writeback: true,
             timeout: None,
             threads: None,
+            busy_poll: BUSY_POLL,
             allow_other: false,
             auto_unmount: false,
             restrictions: Restrictions::default(),
@@ -186,6 +191,7 @@ impl FuseMount {
             writeback: options.writeback,
             timeout: options.timeout,
             threads: options.threads,
+            busy_poll: options.busy_poll,
             auto_unmount: options.auto_unmount && transport == Transport::Fusermount,
             transport,
         };

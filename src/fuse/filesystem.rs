@@ -49,9 +49,8 @@ impl Filesystem for UnionFs {
         if self.latch.is_asked_for(parent, name) {
             return reply.entry(&Duration::ZERO, &Latch::attr(), Generation(0));
         }
-        let found = self.serve(Operation::Lookup, || {
-            self.union.lookup(&self.node(parent)?, &convert::name(name)?)
-        });
+        let asked = self.asked(Operation::Lookup);
+        let found = asked.serve(|| self.union.lookup(&self.node(parent)?, &convert::name(name)?));
         match found {
             Ok(Some(entry)) => self.reply_entry(Ok(entry), reply),
             Ok(None) => reply.entry(&self.ttl, &convert::no_attr(), Generation(0)),
@@ -60,8 +59,9 @@ impl Filesystem for UnionFs {
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, lookups: u64) {
+        let asked = self.asked(Operation::Forget);
         // Nobody waits for an answer.
-        let _ = self.serve(Operation::Forget, || {
+        let _ = asked.serve(|| {
             self.union.forget(ino.0, lookups);
             Ok(())
         });
@@ -71,10 +71,8 @@ impl Filesystem for UnionFs {
         if Latch::is(ino) {
             return reply.attr(&Duration::ZERO, &Latch::attr());
         }
-        self.reply_attr(
-            self.serve(Operation::GetAttr, || self.union.attr(&self.node(ino)?)),
-            reply,
-        );
+        let asked = self.asked(Operation::GetAttr);
+        self.reply_attr(asked.serve(|| self.union.attr(&self.node(ino)?)), reply);
     }
 
     fn setattr(
@@ -95,6 +93,7 @@ impl Filesystem for UnionFs {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let asked = self.asked(Operation::SetAttr);
         let set = SetAttr {
             mode: mode.map(|mode| mode & 0o7777),
             uid,
@@ -105,14 +104,12 @@ impl Filesystem for UnionFs {
             ctime: ctime.is_some(),
             caller: convert::caller(request),
         };
-        self.reply_attr(
-            self.serve(Operation::SetAttr, || self.union.set_attr(&self.node(ino)?, &set)),
-            reply,
-        );
+        self.reply_attr(asked.serve(|| self.union.set_attr(&self.node(ino)?, &set)), reply);
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        match self.serve(Operation::ReadLink, || self.union.read_link(&self.node(ino)?)) {
+        let asked = self.asked(Operation::ReadLink);
+        match asked.serve(|| self.union.read_link(&self.node(ino)?)) {
             Ok(target) => reply.data(&target),
             Err(e) => reply.error(e),
         }
@@ -128,7 +125,8 @@ impl Filesystem for UnionFs {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let made = self.serve(Operation::MakeNode, || {
+        let asked = self.asked(Operation::MakeNode);
+        let made = asked.serve(|| {
             let (major, minor) = convert::decode_device(rdev);
             let file = NewFile::special(convert::type_of_mode(mode), major, minor);
             self.make(request, (parent, name), (file.ok_or(Code::Invalid)?, mode, umask))
@@ -145,9 +143,9 @@ impl Filesystem for UnionFs {
         umask: u32,
         reply: ReplyEntry,
     ) {
-        let made = self.serve(Operation::MakeDir, || {
-            self.make(request, (parent, name), (NewFile::Directory, mode, umask))
-        });
+        let asked = self.asked(Operation::MakeDir);
+        let made =
+            asked.serve(|| self.make(request, (parent, name), (NewFile::Directory, mode, umask)));
         self.reply_entry(made, reply);
     }
 
@@ -159,7 +157,8 @@ impl Filesystem for UnionFs {
         target: &std::path::Path,
         reply: ReplyEntry,
     ) {
-        let made = self.serve(Operation::Symlink, || {
+        let asked = self.asked(Operation::Symlink);
+        let made = asked.serve(|| {
             let file = NewFile::Symlink(target.as_os_str().as_bytes().to_vec());
             self.make(request, (parent, name), (file, 0o777, 0))
         });
@@ -176,9 +175,9 @@ impl Filesystem for UnionFs {
         _: i32,
         reply: ReplyCreate,
     ) {
-        let made = self.serve(Operation::Create, || {
-            self.make(request, (parent, name), (NewFile::Regular, mode, umask))
-        });
+        let asked = self.asked(Operation::Create);
+        let made =
+            asked.serve(|| self.make(request, (parent, name), (NewFile::Regular, mode, umask)));
         match made {
             Ok(entry) => reply.created(
                 &self.ttl,
@@ -199,7 +198,8 @@ impl Filesystem for UnionFs {
         new_name: &OsStr,
         reply: ReplyEntry,
     ) {
-        let made = self.serve(Operation::Link, || {
+        let asked = self.asked(Operation::Link);
+        let made = asked.serve(|| {
             let (node, parent) = (self.node(ino)?, self.node(new_parent)?);
             self.union.link(&node, &parent, &convert::name(new_name)?)
         });
@@ -207,16 +207,14 @@ impl Filesystem for UnionFs {
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let done = self.serve(Operation::Unlink, || {
-            self.union.unlink(&self.node(parent)?, &convert::name(name)?)
-        });
+        let asked = self.asked(Operation::Unlink);
+        let done = asked.serve(|| self.union.unlink(&self.node(parent)?, &convert::name(name)?));
         reply_empty(done, reply);
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let done = self.serve(Operation::RemoveDir, || {
-            self.union.rmdir(&self.node(parent)?, &convert::name(name)?)
-        });
+        let asked = self.asked(Operation::RemoveDir);
+        let done = asked.serve(|| self.union.rmdir(&self.node(parent)?, &convert::name(name)?));
         reply_empty(done, reply);
     }
 
@@ -230,7 +228,8 @@ impl Filesystem for UnionFs {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let done = self.serve(Operation::Rename, || {
+        let asked = self.asked(Operation::Rename);
+        let done = asked.serve(|| {
             let mode = if flags.is_empty() {
                 RenameMode::Replace
             } else if flags == RenameFlags::RENAME_NOREPLACE {
@@ -254,12 +253,12 @@ impl Filesystem for UnionFs {
     }
 
     fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.requests.count(Operation::Open);
+        let _asked = self.asked(Operation::Open);
         reply.error(Errno::ENOSYS);
     }
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.requests.count(Operation::OpenDir);
+        let _asked = self.asked(Operation::OpenDir);
         if self.live {
             // The kernel would keep listings for as long as the directory's time stays the same, which is
             // that of the topmost layer alone.
@@ -269,7 +268,7 @@ impl Filesystem for UnionFs {
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        self.requests.count(Operation::Flush);
+        let _asked = self.asked(Operation::Flush);
         reply.error(Errno::ENOSYS);
     }
 
@@ -284,8 +283,9 @@ impl Filesystem for UnionFs {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let asked = self.asked(Operation::Read);
         BUFFER.with_borrow_mut(|buffer| {
-            let read = self.serve(Operation::Read, || {
+            let read = asked.serve(|| {
                 let size = usize::try_from(size).map_err(|_| Code::Invalid)?;
                 if buffer.len() < size {
                     buffer.resize(size, 0);
@@ -312,19 +312,19 @@ impl Filesystem for UnionFs {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let asked = self.asked(Operation::Write);
         let kill =
             flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID).then(|| convert::caller(request));
         let late = flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        match self.serve(Operation::Write, || {
-            self.union.write(&self.node(ino)?, offset, data, kill, late)
-        }) {
+        match asked.serve(|| self.union.write(&self.node(ino)?, offset, data, kill, late)) {
             Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)),
             Err(e) => reply.error(e),
         }
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, data_only: bool, reply: ReplyEmpty) {
-        let done = self.serve(Operation::Fsync, || self.union.sync(&self.node(ino)?, data_only));
+        let asked = self.asked(Operation::Fsync);
+        let done = asked.serve(|| self.union.sync(&self.node(ino)?, data_only));
         reply_empty(done, reply);
     }
 
@@ -336,7 +336,8 @@ impl Filesystem for UnionFs {
         data_only: bool,
         reply: ReplyEmpty,
     ) {
-        let done = self.serve(Operation::FsyncDir, || self.union.sync(&self.node(ino)?, data_only));
+        let asked = self.asked(Operation::FsyncDir);
+        let done = asked.serve(|| self.union.sync(&self.node(ino)?, data_only));
         reply_empty(done, reply);
     }
 
@@ -348,7 +349,8 @@ impl Filesystem for UnionFs {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let listed = self.serve(Operation::ReadDir, || {
+        let asked = self.asked(Operation::ReadDir);
+        let listed = asked.serve(|| {
             let dir = self.node(ino)?;
             self.union.list(&dir, offset, |cookie, entry| {
                 let (name, attr) = match &entry {
@@ -380,11 +382,12 @@ impl Filesystem for UnionFs {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        let asked = self.asked(Operation::ReadDirPlus);
         let mut add = |cookie: u64, name: &OsStr, attr: &FileAttr, generation: u64| {
             let generation = Generation(generation);
             !reply.add(attr.ino, cookie, name, &self.ttl, attr, generation)
         };
-        let listed = self.serve(Operation::ReadDirPlus, || {
+        let listed = asked.serve(|| {
             let dir = self.node(ino)?;
             self.union.list(&dir, offset, |cookie, entry| match &entry {
                 // Of these two the kernel takes the number only, and counts no lookup.
@@ -417,8 +420,9 @@ impl Filesystem for UnionFs {
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        let asked = self.asked(Operation::StatFs);
         let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-        match self.serve(Operation::StatFs, || self.union.file_system()) {
+        match asked.serve(|| self.union.file_system()) {
             Ok(s) => reply.statfs(
                 s.blocks,
                 s.blocks_free,
@@ -443,7 +447,8 @@ impl Filesystem for UnionFs {
         _: u32,
         reply: ReplyEmpty,
     ) {
-        let done = self.serve(Operation::SetXattr, || {
+        let asked = self.asked(Operation::SetXattr);
+        let done = asked.serve(|| {
             let node = self.node(ino)?;
             let presence = OnPresence::from_raw(flags).ok_or(Code::Invalid)?;
             self.union.set_xattr(&node, key.as_bytes(), value, presence, convert::caller(request))
@@ -452,14 +457,16 @@ impl Filesystem for UnionFs {
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, key: &OsStr, size: u32, reply: ReplyXattr) {
-        let value = self.serve(Operation::GetXattr, || {
+        let asked = self.asked(Operation::GetXattr);
+        let value = asked.serve(|| {
             self.union.xattr(&self.node(ino)?, key.as_bytes())?.ok_or_else(|| Code::NoData.into())
         });
         reply_sized(value, size, reply);
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let keys = self.serve(Operation::ListXattr, || {
+        let asked = self.asked(Operation::ListXattr);
+        let keys = asked.serve(|| {
             let mut list = Vec::new();
             for key in self.union.xattrs(&self.node(ino)?)? {
                 list.extend_from_slice(&key);
@@ -471,7 +478,8 @@ impl Filesystem for UnionFs {
     }
 
     fn removexattr(&self, request: &Request, ino: INodeNo, key: &OsStr, reply: ReplyEmpty) {
-        let done = self.serve(Operation::RemoveXattr, || {
+        let asked = self.asked(Operation::RemoveXattr);
+        let done = asked.serve(|| {
             self.union.remove_xattr(&self.node(ino)?, key.as_bytes(), convert::caller(request))
         });
         reply_empty(done, reply);
@@ -487,7 +495,8 @@ impl Filesystem for UnionFs {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let done = self.serve(Operation::Allocate, || {
+        let asked = self.asked(Operation::Allocate);
+        let done = asked.serve(|| {
             let mode = u32::try_from(mode).map_err(|_| Code::Invalid)?;
             self.union.allocate(&self.node(ino)?, mode, offset, len, convert::caller(request))
         });
@@ -503,12 +512,12 @@ impl Filesystem for UnionFs {
         whence: i32,
         reply: ReplyLseek,
     ) {
+        let asked = self.asked(Operation::Seek);
         // The kernel does not write back first: what it holds would look like a hole.
         if self.writeback {
-            self.requests.count(Operation::Seek);
             return reply.error(Errno::ENOSYS);
         }
-        let found = self.serve(Operation::Seek, || {
+        let found = asked.serve(|| {
             let what = Seek::from_raw(whence).ok_or(Code::Invalid)?;
             let offset = u64::try_from(offset).map_err(|_| Code::Invalid)?;
             let at = self.union.seek(&self.node(ino)?, what, offset)?;
@@ -531,7 +540,8 @@ impl Filesystem for UnionFs {
         _: u32,
         reply: ReplyIoctl,
     ) {
-        let done = self.serve(Operation::Ioctl, || self.control(request, ino, cmd));
+        let asked = self.asked(Operation::Ioctl);
+        let done = asked.serve(|| self.control(request, ino, cmd));
         match done {
             Ok(()) => reply.ioctl(0, &[]),
             Err(e) => reply.error(e),
@@ -551,7 +561,8 @@ impl Filesystem for UnionFs {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        let copied = self.serve(Operation::CopyRange, || {
+        let asked = self.asked(Operation::CopyRange);
+        let copied = asked.serve(|| {
             let (from, to) = (self.node(from)?, self.node(to)?);
             // What fits the answer.
             let len = len.min(1 << 30);

@@ -2,6 +2,7 @@
 //!
 //! The only importer of fuser.
 
+mod busy_poll;
 mod capabilities;
 mod convert;
 mod filesystem;
@@ -12,5 +13,6 @@ mod session;
 mod union_fs;
 mod view;
 
+pub(crate) use busy_poll::BUSY_POLL;
 pub(crate) use session::{Mounted, Session, SessionOptions, Transport};
 pub(crate) use view::{View, ViewUpper, lock_work};

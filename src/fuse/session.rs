@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 use fuser::SessionACL;
 
+use super::busy_poll::BusyPoll;
 use super::capabilities::Granted;
 use super::latch::Latch;
 use super::requests::Requests;
@@ -47,6 +49,9 @@ pub(crate) struct SessionOptions {
     pub(crate) timeout: Option<Duration>,
     /// By the number of processors, if none: 2 to 4.
     pub(crate) threads: Option<NonZeroUsize>,
+    /// For how long a thread that has answered asks for the next request before it sleeps; see
+    /// [`BusyPoll`].
+    pub(crate) busy_poll: Duration,
     /// With [`Transport::Fusermount`]: unmounts when this process ends, however it does.
     pub(crate) auto_unmount: bool,
     pub(crate) transport: Transport,
@@ -65,10 +70,9 @@ pub(crate) struct Mounted {
 #[derive(Debug)]
 pub(crate) struct Session {
     mounted: Mounted,
-    union: Arc<Union>,
     granted: Arc<Granted>,
     requests: Arc<Requests>,
-    server: Option<JoinHandle<io::Result<()>>>,
+    server: Option<JoinHandle<Ended>>,
     /// At whose closing fusermount3 unmounts.
     _auto_unmount: Option<OwnedFd>,
 }
@@ -100,13 +104,6 @@ impl Session {
         let granted = Arc::new(Granted::default());
         let latch = Arc::new(Latch::new());
         let requests = Arc::new(Requests::new());
-        let fs = UnionFs::new(
-            Arc::clone(&union),
-            options,
-            Arc::clone(&granted),
-            Arc::clone(&latch),
-            Arc::clone(&requests),
-        );
         let request = FuseMount {
             source: &options.source,
             attributes: options.attributes,
@@ -126,6 +123,16 @@ impl Session {
                 (device, None, socket)
             }
         };
+        let poll = device.try_clone().at("share", "/dev/fuse")?;
+        let poll = BusyPoll::new(poll, options.busy_poll);
+        let fs = UnionFs::new(
+            union,
+            options,
+            Arc::clone(&granted),
+            Arc::clone(&latch),
+            Arc::clone(&requests),
+            poll,
+        );
         let served = serve(fs, device, options, until_end);
         let undo = |e: Error| {
             if options.transport == Transport::Fusermount
@@ -159,7 +166,6 @@ impl Session {
         };
         Ok(Session {
             mounted: Mounted { target: target.to_owned(), transport: options.transport, ids },
-            union,
             granted,
             requests,
             server: Some(server),
@@ -200,11 +206,12 @@ impl Session {
     /// Waits until somebody has unmounted it, and all that was written is with the layer's file system.
     pub(crate) fn wait(&mut self) -> Result<()> {
         let Some(server) = self.server.take() else { return Ok(()) };
-        let served = server.join().unwrap_or_else(|_| Err(io::Error::other("it panicked")));
-        // Whatever ended it.
-        let closed = self.union.close();
-        served.at("serve the mount on", &self.mounted.target)?;
-        closed.at("write to disk the layer of", &self.mounted.target)
+        let ended = server.join().unwrap_or_else(|_| Ended {
+            served: Ok(()),
+            closed: Err(io::Error::other("it panicked")),
+        });
+        ended.served.at("serve the mount on", &self.mounted.target)?;
+        ended.closed.at("write to disk the layer of", &self.mounted.target)
     }
 
     /// Unmounts, and waits as [`Session::wait`]. A mount that is in use is refused with
@@ -298,13 +305,20 @@ impl Drop for Session {
     }
 }
 
+/// How a mount ended.
+#[derive(Debug)]
+struct Ended {
+    served: io::Result<()>,
+    closed: io::Result<()>,
+}
+
 /// Answers the kernel's first request, and the others on threads.
 fn serve(
     fs: UnionFs,
     device: OwnedFd,
     options: &SessionOptions,
     until_end: Option<OwnedFd>,
-) -> io::Result<JoinHandle<io::Result<()>>> {
+) -> io::Result<JoinHandle<Ended>> {
     let threads = options.threads.map_or_else(
         || std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 4)),
         NonZeroUsize::get,
@@ -314,11 +328,18 @@ fn serve(
     // Who may use the mount is the kernel's to check. fuser's own check would refuse what the kernel
     // writes back in nobody's name.
     config.acl = SessionACL::All;
+    let union = Arc::clone(&fs.union);
     let session = fuser::Session::from_fd(fs, device, SessionACL::All, config)?;
     std::thread::Builder::new().name("stratafs-fuse".to_owned()).spawn(move || {
-        let ran = session.run();
+        let served = catch_unwind(AssertUnwindSafe(|| session.run()));
+        let served = served.unwrap_or_else(|_| Err(io::Error::other("it panicked")));
+        // Whatever ended it, and whoever waits for it.
+        let closed = union.close();
+        if let Err(e) = &closed {
+            tracing::error!(error = %e, "cannot write a layer to disk when its mount has ended");
+        }
         drop(until_end);
-        ran
+        Ended { served, closed }
     })
 }
 

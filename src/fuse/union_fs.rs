@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use fuser::{Errno, Generation, INodeNo, ReplyAttr, ReplyEntry, Request};
 
+use super::busy_poll::BusyPoll;
 use super::capabilities::Granted;
 use super::convert;
 use super::latch::Latch;
@@ -21,6 +22,26 @@ use crate::union::{Attr, Entry, Make, NewFile, Node, Union};
 /// How long the kernel may rely on what it was told, if for ever: seconds.
 const FOREVER: Duration = Duration::from_secs(1_000_000_000);
 
+/// A request, until it has been answered.
+#[derive(Debug)]
+pub(super) struct Asked<'a> {
+    fs: &'a UnionFs,
+    what: Operation,
+}
+
+impl Asked<'_> {
+    /// Carries it out.
+    pub(super) fn serve<T>(&self, work: impl FnOnce() -> io::Result<T>) -> Result<T, Errno> {
+        serve(self.what.name(), work)
+    }
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        self.fs.poll.answered();
+    }
+}
+
 /// A union as fuser wants it.
 #[derive(Debug)]
 pub(super) struct UnionFs {
@@ -32,6 +53,7 @@ pub(super) struct UnionFs {
     pub(super) granted: Arc<Granted>,
     pub(super) latch: Arc<Latch>,
     pub(super) requests: Arc<Requests>,
+    pub(super) poll: BusyPoll,
 }
 
 impl UnionFs {
@@ -41,6 +63,7 @@ impl UnionFs {
         granted: Arc<Granted>,
         latch: Arc<Latch>,
         requests: Arc<Requests>,
+        poll: BusyPoll,
     ) -> UnionFs {
         UnionFs {
             union,
@@ -51,17 +74,15 @@ impl UnionFs {
             granted,
             latch,
             requests,
+            poll,
         }
     }
 
-    /// Counts a request, and serves it.
-    pub(super) fn serve<T>(
-        &self,
-        what: Operation,
-        work: impl FnOnce() -> io::Result<T>,
-    ) -> Result<T, Errno> {
+    /// A request that has come.
+    pub(super) fn asked(&self, what: Operation) -> Asked<'_> {
         self.requests.count(what);
-        serve(what.name(), work)
+        self.poll.asked();
+        Asked { fs: self, what }
     }
 
     /// The one call that is not a file's: the owner of the mount wants all data in the upper.

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::busy_poll::BUSY_POLL;
 use super::session::{Session, SessionOptions, Transport};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::LayerFormat;
@@ -90,6 +91,7 @@ impl View {
             // Nobody else changes the layers.
             timeout: None,
             threads: None,
+            busy_poll: BUSY_POLL,
             auto_unmount: false,
             transport: self.transport,
         };

@@ -170,6 +170,16 @@ impl Dir {
         Ok(File::from(rustix::fs::openat(&self.0, name.as_bytes(), flags, mode)?))
     }
 
+    /// Makes a file that has no name, and inherits from the directory what its files do.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP where the file system has no such files; EISDIR from a kernel that has not.
+    pub(crate) fn create_nameless(&self, mode: u32) -> io::Result<File> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(mode);
+        Ok(File::from(rustix::fs::openat(&self.0, ".", flags, mode)?))
+    }
+
     /// Opens a file for reading and writing, making it if it is not there.
     pub(crate) fn open_or_create(&self, name: &Name, mode: u32) -> io::Result<File> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -13,6 +13,8 @@ pub(crate) mod file;
 pub(crate) mod fs_features;
 pub(crate) mod fuse;
 pub(crate) mod groups;
+#[cfg(test)]
+pub(crate) mod intercept;
 pub(crate) mod lock;
 pub(crate) mod memory;
 pub(crate) mod mount;

@@ -1,5 +1,6 @@
-//! New files: made in the upper, under their name at once where nothing is in the way, and otherwise
-//! beside it, to take the place of a whiteout in one step.
+//! New files: made in the upper, under their name at once where one call makes all of them and nothing is in
+//! the way. Else they get their name, or the place of a whiteout, in one step when they are complete: made
+//! without a name where the file system can (O_TMPFILE), or beside in the work directory.
 //!
 //! The file system of the upper does what is inherited (default access rights, the group of a setgid
 //! directory, the umask), since it knows how; so the umask of whoever asks is the thread's own for the
@@ -7,6 +8,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -22,7 +24,8 @@ use crate::path::{NAME_MAX, Name, RelPath};
 use crate::sys::dir::{Dir, Node as Special, OnExisting};
 use crate::sys::errno::Code;
 use crate::sys::file::{self, Place};
-use crate::sys::stat::{self, FileType, Stat};
+use crate::sys::fuse::user_and_group;
+use crate::sys::stat::{FileType, Stat};
 use crate::sys::umask;
 
 /// What is to be made.
@@ -76,14 +79,13 @@ impl Union {
         let make = Make { uid, gid, ..make.clone() };
         let _names = parent.names.lock();
         let (view, dir) = self.parent_dir(upper, parent)?;
-        let made = if special_bits(&make) != 0 {
-            // In several steps, of which nobody is to find some after a kill.
+        let made = if takes_steps(upper.format, &make) {
             let ground = self.ground(upper, &view, &dir, name)?;
-            make_beside(upper, &dir, name, &make, ground)?
+            make_complete(upper, &dir, name, &make, ground)?
         } else {
             match self.make_if_free(upper, (&view, &dir), name, &make)? {
                 Some(made) => made,
-                None => make_beside(upper, &dir, name, &make, Ground::Whiteout)?,
+                None => make_complete(upper, &dir, name, &make, Ground::Whiteout)?,
             }
         };
         let directory = made.stat.is_dir().then(|| Directory::new(Vec::new(), RelPath::ROOT));
@@ -246,6 +248,61 @@ pub(super) fn cover_whiteout(
     }
 }
 
+/// Whether a file is complete only some calls after it has been made, so that a kill would leave one that
+/// nobody asked for if it had its name from the beginning.
+fn takes_steps(format: LayerFormat, make: &Make) -> bool {
+    special_bits(make) != 0
+        || stands_for_zero_device(format, make)
+        || (make.uid, make.gid) != user_and_group()
+}
+
+/// Makes a file that gets its name when it is complete.
+fn make_complete(
+    upper: &UpperBranch,
+    dir: &Dir,
+    name: &Name,
+    make: &Make,
+    ground: Ground,
+) -> io::Result<Made> {
+    if make.file == NewFile::Regular || stands_for_zero_device(upper.format, make) {
+        umask::set_on_this_thread(make.umask)?;
+        match dir.create_nameless(make.mode & FIRST_MODE) {
+            Ok(file) => return name_complete(upper, dir, name, make, ground, file),
+            // Not every file system can.
+            Err(e) if Code::NotSupported.is(&e) || Code::IsDirectory.is(&e) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    make_beside(upper, dir, name, make, ground)
+}
+
+/// Completes a file that has no name yet, and gives it its name.
+fn name_complete(
+    upper: &UpperBranch,
+    dir: &Dir,
+    name: &Name,
+    make: &Make,
+    ground: Ground,
+    file: File,
+) -> io::Result<Made> {
+    let place = Place::Open(file.as_fd());
+    finish(upper.format, place, dir, make)?;
+    match (ground, marks::separate_whiteout(upper.format, name)) {
+        (Ground::Free, _) => place.link(dir, name)?,
+        (Ground::Whiteout, Some(mark)) => {
+            place.link(dir, name)?;
+            dir.unlink(&mark)?;
+        }
+        (Ground::Whiteout, None) => {
+            let temp = upper.work.new_name()?;
+            place.link(upper.work.temp(), &temp)?;
+            let named = upper.work.temp().rename(&temp, dir, name, OnExisting::Replace);
+            named.inspect_err(|_| upper.work.discard(&temp))?;
+        }
+    }
+    Ok(Made { stat: place.stat()?, file: (make.file == NewFile::Regular).then_some(file) })
+}
+
 /// Makes a file beside its directory, and moves it to its name.
 fn make_beside(
     upper: &UpperBranch,
@@ -270,12 +327,20 @@ fn make_beside(
     Ok(Made { stat: dir.stat_at(name)?, file: made.file })
 }
 
+/// The bits of a mode that a file is made with: not setuid for somebody else, not even for a moment.
+const FIRST_MODE: u32 = 0o1777;
+
 /// Setuid and setgid, which a file gets after it has its owner.
 fn special_bits(make: &Make) -> u32 {
     match make.file {
         NewFile::Directory | NewFile::Symlink(_) => 0,
         _ => make.mode & (SETUID | SETGID),
     }
+}
+
+/// Whether it is the device 0:0 where a real one would be a whiteout, so that a marked file stands for it.
+fn stands_for_zero_device(format: LayerFormat, make: &Make) -> bool {
+    make.file == (NewFile::Char { major: 0, minor: 0 }) && format.xattr_prefix().is_some()
 }
 
 /// A file that was made.
@@ -288,10 +353,7 @@ struct Made {
 /// Makes a file in a directory; all of it or nothing.
 fn make_in(format: LayerFormat, dir: &Dir, name: &Name, make: &Make) -> io::Result<Made> {
     umask::set_on_this_thread(make.umask)?;
-    let device = make.file == (NewFile::Char { major: 0, minor: 0 });
-    let device = device && format.xattr_prefix().is_some();
-    // Not setuid for somebody else, not even for a moment.
-    let mode = make.mode & 0o1777;
+    let mode = make.mode & FIRST_MODE;
     let mut file = None;
     match &make.file {
         NewFile::Regular => file = Some(dir.create_file(name, mode)?),
@@ -299,8 +361,9 @@ fn make_in(format: LayerFormat, dir: &Dir, name: &Name, make: &Make) -> io::Resu
         NewFile::Symlink(target) => dir.symlink(target, name)?,
         NewFile::Fifo => dir.make_node(name, Special::Fifo, mode)?,
         NewFile::Socket => dir.make_node(name, Special::Socket, mode)?,
-        // A real one would be a whiteout.
-        NewFile::Char { .. } if device => drop(dir.create_file(name, mode)?),
+        NewFile::Char { .. } if stands_for_zero_device(format, make) => {
+            drop(dir.create_file(name, mode)?);
+        }
         NewFile::Char { major, minor } => {
             dir.make_node(name, Special::Char { major: *major, minor: *minor }, mode)?;
         }
@@ -308,17 +371,8 @@ fn make_in(format: LayerFormat, dir: &Dir, name: &Name, make: &Make) -> io::Resu
             dir.make_node(name, Special::Block { major: *major, minor: *minor }, mode)?;
         }
     }
-    let owned = own(dir, name, make, file.as_ref());
-    let marked = owned.and_then(|stat| {
-        if device {
-            dir.chmod_at(name, ZERO_DEVICE_FILE)?;
-            let place = Place::Child(dir, name);
-            Union::set_zero_device_mode(place, Some(format), stat.mode)?;
-            return dir.stat_at(name);
-        }
-        Ok(stat)
-    });
-    match marked {
+    let place = file.as_ref().map_or(Place::Child(dir, name), |file| Place::Open(file.as_fd()));
+    match finish(format, place, dir, make) {
         Ok(stat) => Ok(Made { stat, file }),
         Err(e) => {
             let removed = match make.file {
@@ -333,22 +387,27 @@ fn make_in(format: LayerFormat, dir: &Dir, name: &Name, make: &Make) -> io::Resu
     }
 }
 
-/// Gives a new file its owner, and the bits of its mode that depend on that.
-fn own(dir: &Dir, name: &Name, make: &Make, file: Option<&File>) -> io::Result<Stat> {
-    let look = || file.map_or_else(|| dir.stat_at(name), stat::fstat);
-    let stat = look()?;
+/// Gives a file that was made for `dir` its owner, the bits of its mode that depend on that, and what marks
+/// it as a device.
+fn finish(format: LayerFormat, place: Place<'_>, dir: &Dir, make: &Make) -> io::Result<Stat> {
+    let stat = place.stat()?;
     // The group of a setgid directory has been handed down.
     let inherits = (stat.gid != make.gid) && dir.stat()?.mode & SETGID != 0;
     let gid = if inherits { stat.gid } else { make.gid };
     let special = special_bits(make);
     let given = (stat.uid, stat.gid) != (make.uid, gid);
     if given {
-        dir.chown_at(name, make.uid, gid)?;
+        place.chown(Some(make.uid), Some(gid))?;
     }
-    if special != 0 {
-        dir.chmod_at(name, stat.mode | special)?;
+    if stands_for_zero_device(format, make) {
+        Union::set_zero_device_mode(place, Some(format), stat.mode | special)?;
+        place.chmod(ZERO_DEVICE_FILE)?;
+    } else if special != 0 {
+        place.chmod(stat.mode | special)?;
+    } else if !given {
+        return Ok(stat);
     }
-    if given || special != 0 { look() } else { Ok(stat) }
+    place.stat()
 }
 
 impl NewFile {

@@ -5,6 +5,7 @@
 
 mod changes;
 mod disturbed;
+mod faults;
 mod lasting;
 mod metacopy;
 mod settling;

@@ -60,6 +60,8 @@ Behaviour:
   noacl                    no POSIX ACLs
   static_nlink             show one link for every file
   threads=N                how many serve it (default: as processors, 2 to 4)
+  busy_poll=MICROSECONDS   while requests follow each other, ask for the next for so long before sleeping
+                           (default 100; 0: sleep at once)
   xino=off|auto|on         without effect: inode numbers are unique and lasting
 
 Mount:

@@ -259,6 +259,10 @@ fn apply(
                 None => return Err(format!("{shown:?}: the number of threads is 1 to 1024")),
             }
         }
+        "busy_poll" => match number(needed()?, shown)? {
+            micros @ 0..=10_000 => options.busy_poll = Duration::from_micros(micros.into()),
+            _ => return Err(format!("{shown:?}: busy_poll takes 0 to 10000 microseconds")),
+        },
         "threaded" => {
             if !flag(true)? {
                 options.threads = Some(NonZeroUsize::MIN);
@@ -503,7 +507,7 @@ mod tests {
     #[test]
     fn ids_times_and_flags() {
         let list = "lowerdir=/l,uidmapping=100000:0:65536:7:70000:1,squash_to_gid=5,timeout=0.5,\
-                    writeback=off,fsync=0,noacl,redirect_dir=off,metacopy=off,threads=3,nosuid,suid,nodev,noatime,\
+                    writeback=off,fsync=0,noacl,redirect_dir=off,metacopy=off,threads=3,busy_poll=70,nosuid,suid,nodev,noatime,\
                     x-systemd.automount,_netdev,context=system_u:object_r:x,fsname=n";
         let options = mount(&["/m", "-o", list]).unwrap().options;
         assert_eq!(
@@ -523,6 +527,7 @@ mod tests {
                 && !options.writeback
         );
         assert_eq!(options.threads.map(NonZeroUsize::get), Some(3));
+        assert_eq!(options.busy_poll, Duration::from_micros(70));
         assert!(options.restrictions.nodev && !options.restrictions.nosuid);
         assert_eq!(options.kernel_options, ["context=system_u:object_r:x"]);
         assert_eq!(options.source, "n");
@@ -540,6 +545,7 @@ mod tests {
             ("upperdir=/u", "workdir="),
             ("lowerdir=/l,workdir=/w", "upperdir="),
             ("lowerdir=/l,threads=0", "threads=0"),
+            ("lowerdir=/l,busy_poll=10001", "busy_poll=10001"),
             ("lowerdir=/l,uidmapping=1:2", "uidmapping=1:2"),
             ("lowerdir=/l,uidmapping=4294967295:0:2", "largest"),
             ("lowerdir=/l,format=zfs", "zfs"),
