@@ -21,8 +21,29 @@ pub(crate) struct Call(pub(crate) &'static str);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Proceeds,
-    /// Nothing is done, and this error number is answered.
-    Fails(i32),
+    /// Nothing is done, and this is answered.
+    Fails(Failure),
+}
+
+/// What file systems fail with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    NoSpace,
+    Quota,
+    Disk,
+}
+
+impl Failure {
+    pub(crate) const ALL: [Failure; 3] = [Failure::NoSpace, Failure::Disk, Failure::Quota];
+
+    /// As [`io::Error::raw_os_error`] gives it.
+    pub(crate) fn number(self) -> i32 {
+        match self {
+            Failure::NoSpace => libc::ENOSPC,
+            Failure::Quota => libc::EDQUOT,
+            Failure::Disk => libc::EIO,
+        }
+    }
 }
 
 /// All calls that change what a file system holds, or write it out.
@@ -141,7 +162,7 @@ fn supervise(listener: &OwnedFd, decide: &mut dyn FnMut(Call) -> Verdict) -> io:
         let verdict = if to_terminal { Verdict::Proceeds } else { decide(call) };
         let (error, flags) = match verdict {
             Verdict::Proceeds => (0, libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE),
-            Verdict::Fails(errno) => (-errno, 0),
+            Verdict::Fails(failure) => (-failure.number(), 0),
         };
         let answer = libc::seccomp_notif_resp {
             id: asked.id,
@@ -249,7 +270,7 @@ mod tests {
         let done = intercept(work, |call| {
             calls.push(call.0);
             match call.0.starts_with("rename") {
-                true => Verdict::Fails(libc::EIO),
+                true => Verdict::Fails(Failure::Disk),
                 false => Verdict::Proceeds,
             }
         });

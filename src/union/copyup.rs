@@ -189,7 +189,7 @@ impl Union {
                 let before = dir.stat()?;
                 file::Place::Open(dir.as_fd())
                     .despite_its_mode(|| upper.work.links().hard_link(kept, &dir, name))?;
-                crate::sys::dir::set_times(&*dir, before.atime, before.mtime)?;
+                restore_times(&dir, &before);
             }
             let state = node.state.lock();
             let more = matches!(state.place, Place::Linked(_))
@@ -240,6 +240,10 @@ impl Union {
         let place = file::Place::Child(dir, temp);
         let from = file::Place::Child(source.dir, source.name);
         self.copy_attributes(source, from, upper.format, place)?;
+        if matches!(data, Data::First(most) if most < stat.size) {
+            // It is what somebody truncates, for a kill may come before he has it.
+            place.set_times(SetTime::Keep, SetTime::Now)?;
+        }
         // Attributes are as safe as the name that the copy gets.
         if let Some(file) = &file
             && path_below.is_none()
@@ -366,7 +370,7 @@ impl Union {
             && let Some(linked) = self.links.of(real)
         {
             // Some may have gone since.
-            self.note_names(&linked);
+            self.note_fewer_names(&linked);
         }
         if published.is_err() && linked {
             discard_link(upper, temp);
@@ -414,7 +418,7 @@ impl Union {
                     file::Place::Open(dir.as_fd())
                         .despite_its_mode(|| file::moving(work, temp, publish))?;
                     // The directory shows nothing that it did not show before.
-                    crate::sys::dir::set_times(&*dir, before.atime, before.mtime)?;
+                    restore_times(&dir, &before);
                     state.place = Place::Upper;
                 }
             }
@@ -517,6 +521,14 @@ impl Union {
         state.touch();
         node.set_upper(real);
         Ok(())
+    }
+}
+
+/// Gives back its times to a directory that got a name which it showed before.
+fn restore_times(dir: &Dir, before: &Stat) {
+    if let Err(e) = crate::sys::dir::set_times(dir, before.atime, before.mtime) {
+        // What was done is done.
+        tracing::warn!(error = %e, "a directory looks as if it had changed since something in it was copied");
     }
 }
 

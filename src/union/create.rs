@@ -145,9 +145,10 @@ impl Union {
             _ => None,
         };
         if let Some(linked) = &linked {
-            // Before: by too few it would seem to have all its names.
             linked.add_name();
-            self.note_names(linked);
+            self.note_another_name(linked).inspect_err(|_| {
+                linked.remove_name();
+            })?;
         }
         let made = match ground {
             Ground::Free => self.at(node, |place, _, _| place.link(&dir, name)),
@@ -159,7 +160,7 @@ impl Union {
         if let Err(e) = made {
             if let Some(linked) = &linked {
                 linked.remove_name();
-                self.note_names(linked);
+                self.note_fewer_names(linked);
             }
             return Err(e);
         }

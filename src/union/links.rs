@@ -233,18 +233,27 @@ impl Union {
         upper.work.temp().hard_link(temp, links, temp)
     }
 
-    /// Notes how many names the union shows of a copy.
-    pub(super) fn note_names(&self, linked: &Linked) {
-        let _noting = linked.noting.lock();
-        let write = || -> io::Result<()> {
-            let (links, note) = (self.writable()?.work.links(), note_name(&linked.name)?);
-            let file = crate::sys::file::Place::Child(links, &note).open_data(Access::ReadWrite)?;
-            file.write_all_at(&linked.names().to_le_bytes(), 8)
-        };
-        if let Err(e) = write() {
-            tracing::warn!(error = %e, "cannot note the number of names of a file: it may be shown wrong \
+    /// Notes how many names the union shows of a copy, before one is added: with too few in the note it
+    /// would seem to have all its names, and be forgotten.
+    pub(super) fn note_another_name(&self, linked: &Linked) -> io::Result<()> {
+        self.write_names(linked, self.options.sync)
+    }
+
+    /// Notes how many names the union shows of a copy, after one has been taken away.
+    pub(super) fn note_fewer_names(&self, linked: &Linked) {
+        // More in the note than there are do no harm but to the number of links that is shown.
+        if let Err(e) = self.write_names(linked, SyncPolicy::Volatile) {
+            tracing::warn!(error = %e, "cannot note the number of names of a file: it may be shown too high \
                                         after the next mount");
         }
+    }
+
+    fn write_names(&self, linked: &Linked, sync: SyncPolicy) -> io::Result<()> {
+        let _noting = linked.noting.lock();
+        let (links, note) = (self.writable()?.work.links(), note_name(&linked.name)?);
+        let file = crate::sys::file::Place::Child(links, &note).open_data(Access::ReadWrite)?;
+        file.write_all_at(&linked.names().to_le_bytes(), 8)?;
+        if sync == SyncPolicy::Strict { file.sync_data() } else { Ok(()) }
     }
 
     /// Takes up what the union before has noted. What stands for nothing any more is removed.

@@ -251,6 +251,13 @@ impl Union {
     }
 }
 
+impl Drop for Union {
+    /// Nodes that were looked up and not forgotten hold each other.
+    fn drop(&mut self) {
+        self.table.clear();
+    }
+}
+
 fn root_node(
     table: &Arc<Table>,
     upper: Option<&UpperBranch>,

@@ -194,13 +194,13 @@ impl Union {
             if let Some(linked) = linked {
                 match linked.remove_name() {
                     0 => self.drop_linked(&linked, Some(&mut state)),
-                    _ => self.note_names(&linked),
+                    _ => self.note_fewer_names(&linked),
                 }
             }
         } else if let Some(linked) = linked {
             match linked.remove_name() {
                 0 => self.drop_linked(&linked, None),
-                _ => self.note_names(&linked),
+                _ => self.note_fewer_names(&linked),
             }
         }
         link

@@ -1,7 +1,16 @@
 //! Kills and failing calls in the midst of an operation, at each call that changes the file system.
+//!
+//! What a mount then shows, and the next one, is what was before the operation or what is after it.
+
+mod changes;
+mod create;
+mod settle;
+
+use std::collections::BTreeMap;
 
 use super::*;
-use crate::sys::intercept::{Call, Verdict, intercept};
+use crate::sys::intercept::{Call, Failure, Verdict, intercept};
+use crate::sys::stat::FileType;
 
 /// Which calls fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,103 +18,106 @@ enum Fault {
     /// All from the `k`th on: nothing changes any more, as after a kill.
     Killed(usize),
     /// The `k`th alone, with this error.
-    Fails(usize, i32),
+    Fails(usize, Failure),
 }
 
-/// Runs `work`, which is to fail so. Gives the call at which it did, if it came so far.
-fn under<R: Send>(fault: Fault, work: impl FnOnce() -> R + Send) -> (R, Option<Call>) {
+/// With how many kinds of failure each call is to fail: in a long run with all.
+fn shifts() -> usize {
+    if std::env::var_os("STRATAFS_FULL").is_some() { Failure::ALL.len() } else { 1 }
+}
+
+/// Where what is tested begins and ends: calls outside do not fail.
+#[derive(Debug, Default)]
+struct Span(AtomicBool);
+
+impl Span {
+    fn begin(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    fn end(&self) {
+        self.0.store(false, Ordering::SeqCst);
+    }
+}
+
+/// Runs `work`, in whose span calls fail. Gives the call at which the first did, if it came so far.
+fn under<R: Send>(fault: Fault, work: impl FnOnce(&Span) -> R + Send) -> (R, Option<Call>) {
+    let span = Span::default();
     let (mut count, mut at) = (0, None);
-    let done = intercept(work, |call| {
-        count += 1;
-        let (fails, errno) = match fault {
-            Fault::Killed(k) => (count > k, libc::EIO),
-            Fault::Fails(k, errno) => (count == k + 1, errno),
-        };
-        if !fails {
-            return Verdict::Proceeds;
-        }
-        at.get_or_insert(call);
-        Verdict::Fails(errno)
-    });
+    let done = intercept(
+        || work(&span),
+        |call| {
+            if !span.0.load(Ordering::SeqCst) {
+                return Verdict::Proceeds;
+            }
+            count += 1;
+            let (fails, with) = match fault {
+                Fault::Killed(k) => (count > k, Failure::Disk),
+                Fault::Fails(k, with) => (count == k + 1, with),
+            };
+            if !fails {
+                return Verdict::Proceeds;
+            }
+            at.get_or_insert(call);
+            Verdict::Fails(with)
+        },
+    );
     (done, at)
 }
 
 /// For each call of what `work` does to the union of a fresh fixture of `prepare`: is it killed there, `check`
-/// finds what is right when the union has been opened again.
+/// finds what is right when the union has been opened again. Tells how many calls there are.
 fn killed_anywhere(
     prepare: impl Fn() -> Fixture,
     work: impl Fn(&Union) + Sync,
     check: impl Fn(&Fixture, &Union, Call),
-) {
+) -> usize {
     for k in 0.. {
         let f = prepare();
-        let (_, at) = under(Fault::Killed(k), || {
-            let u = Union::open(f.spec()).ok()?;
+        let (_, at) = under(Fault::Killed(k), |span| {
+            let u = f.open();
+            span.begin();
             work(&u);
-            Some(drop(u))
+            // Nothing that it would do now is done.
+            drop(u);
         });
         let u = f.open();
-        let Some(at) = at else {
-            assert!(k > 2, "only {k} calls");
-            return;
-        };
+        let Some(at) = at else { return k };
         check(&f, &u, at);
         assert!(names(&f.path("work/temp")).is_empty(), "left by a kill at {at:?}, the {k}th");
     }
+    unreachable!()
 }
 
-/// Owner, group, and mode of a name in the upper.
-fn owned(f: &Fixture, name: &str) -> Option<(u32, u32, u32)> {
-    let meta = fs::symlink_metadata(f.path("upper").join(name)).ok()?;
-    Some((meta.uid(), meta.gid(), meta.mode()))
-}
-
-#[test]
-fn a_new_file_has_its_owner_and_mode_or_is_not_there() {
-    let own = crate::sys::fuse::user_and_group();
-    // Others can only be given files by root; setuid bits take several steps for everybody.
-    let (uid, gid) = if own.0 == 0 { (1234, 4321) } else { own };
-    let mut kinds = vec![
-        NewFile::Regular,
-        NewFile::Directory,
-        NewFile::Symlink(b"to".to_vec()),
-        NewFile::Fifo,
-        NewFile::Char { major: 0, minor: 0 },
-    ];
-    if own.0 == 0 {
-        kinds.push(NewFile::Block { major: 7, minor: 1 });
-    }
-    for format in FORMATS {
-        for kind in &kinds {
-            for (free, mode) in [(true, 0o6755), (true, 0o640), (false, 0o4711)] {
-                let prepare = || {
-                    let f = Fixture::new(format);
-                    if !free {
-                        f.file("bottom/new");
-                        let u = f.open();
-                        u.rm("new").unwrap();
-                    }
-                    f
-                };
-                let make = |u: &Union| {
-                    let file = kind.clone();
-                    let make = Make { file, mode, umask: 0o022, uid, gid };
-                    let _ = u.make(u.root(), &name("new"), &make);
-                };
-                let whole = {
-                    let f = prepare();
-                    make(&f.open());
-                    owned(&f, "new").unwrap()
-                };
-                assert_eq!((whole.0, whole.1), (uid, gid));
-                killed_anywhere(prepare, make, |f, u, at| {
-                    let what = format!("{kind:?} of mode {mode:o}, free: {free}, killed at {at:?}");
-                    let shown = u.walk("new").is_some();
-                    if shown {
-                        assert_eq!(owned(f, "new"), Some(whole), "{what}");
-                    }
-                });
+/// All that a union shows, by path. Times of change are told by whether they are from before 1980.
+fn shown(u: &Union) -> BTreeMap<String, String> {
+    let mut all = BTreeMap::new();
+    let mut dirs = vec![String::new()];
+    while let Some(dir) = dirs.pop() {
+        for name in u.ls(&dir) {
+            if matches!(&*name, "." | "..") {
+                continue;
             }
+            let path = if dir.is_empty() { name } else { format!("{dir}/{name}") };
+            let Some(node) = u.walk(&path) else { panic!("{path} is listed, but not there") };
+            let attr = u.attr(&node).unwrap();
+            let mut keys = u.xattrs(&node).unwrap();
+            keys.sort();
+            let xattrs: Vec<_> =
+                keys.iter().map(|key| (key, u.xattr(&node, key).unwrap())).collect();
+            let is_dir = attr.kind == FileType::Directory;
+            let what = if is_dir {
+                dirs.push(path.clone());
+                String::new()
+            } else {
+                let size = usize::try_from(attr.size).unwrap();
+                let digest = crate::Digest::of(&u.bytes(&node, 0, size + 1));
+                let old = attr.mtime.secs < 315_532_800;
+                format!("{} links, {size} bytes, {digest}, old: {old}", attr.nlink)
+            };
+            let type_and_mode = (attr.kind, attr.mode, attr.uid, attr.gid);
+            all.insert(path, format!("{type_and_mode:?} {what} {xattrs:?}"));
         }
     }
+    all
 }
