@@ -38,6 +38,12 @@ pub(crate) fn file_system_name(fd: impl AsFd) -> io::Result<String> {
     })
 }
 
+/// Whether changes of names reach the disk in the order in which they were made. Those of Btrfs need not: it
+/// writes each file that is synced to a log of its own, with the names that it has or has lost.
+pub(crate) fn keeps_order(fd: impl AsFd) -> io::Result<bool> {
+    Ok(file_system_name(fd)? != "btrfs")
+}
+
 /// Whether overlayfs is known to take a file system of this name for its upper directory.
 pub(crate) fn known_as_upper(name: &str) -> bool {
     const KNOWN: [&str; 7] = ["ext4", "xfs", "btrfs", "tmpfs", "f2fs", "bcachefs", "zfs"];

@@ -242,6 +242,9 @@ impl Union {
         }
         let cleared =
             copy.remove(&copy.keys.redirect).and_then(|()| copy.remove(&copy.keys.completing));
+        // The note goes when nothing is left on the disk that needs it.
+        let cleared =
+            cleared.and_then(|()| if upper.needs_order { copy.file.sync_all() } else { Ok(()) });
         let mut state = node.state.lock();
         let cleared = cleared.and_then(|()| match &kept.note {
             Some(note) => upper.work.temp().unlink(note),

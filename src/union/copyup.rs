@@ -246,8 +246,8 @@ impl Union {
         }
         // Attributes are as safe as the name that the copy gets.
         if let Some(file) = &file
-            && path_below.is_none()
             && self.options.sync == SyncPolicy::Strict
+            && (path_below.is_none() || upper.needs_order)
         {
             file.sync_all()?;
         }
@@ -491,6 +491,10 @@ impl Union {
         let source = Source { dir: &dir, name: temp, format, stat: dir.stat()? };
         let from = file::Place::Open(dir.as_fd());
         self.copy_attributes(&source, from, upper.format, file::Place::Child(work, temp))?;
+        if upper.needs_order {
+            let copy = || work.open_dir(temp);
+            upper.keep_order(&file::Place::Child(work, temp).despite_its_mode(copy)?)?;
+        }
         Ok(Real::from(&work.stat_at(temp)?))
     }
 

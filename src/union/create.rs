@@ -321,6 +321,7 @@ fn make_beside(
                 let made = nursery.dir.open_dir(name)?;
                 let mark = || marks::make_opaque(upper.format, &made);
                 Place::Child(&nursery.dir, name).despite_its_mode(mark)?;
+                upper.keep_order(&made)?;
             }
             cover_whiteout(upper, &nursery.dir, dir, name, made.stat.is_dir())?;
         }

@@ -85,6 +85,7 @@ use crate::sys::copy::Copier;
 use crate::sys::dir::Dir;
 use crate::sys::errno::Code;
 use crate::sys::file;
+use crate::sys::fs_features;
 use crate::sys::lock::Flock;
 use crate::sys::stat::{FileType, Time};
 
@@ -130,7 +131,27 @@ struct UpperBranch {
     dir: Arc<Dir>,
     format: LayerFormat,
     work: Work,
+    /// Whether what is done to one name may reach the disk before what was done to another, and nobody
+    /// said that it may.
+    needs_order: bool,
     _lock: Option<Flock>,
+}
+
+impl UpperBranch {
+    /// Called for a directory in which, or on which, something was put that hides what lower layers have, before
+    /// anything relies on that: has it come first on the disk, too. A power cut could otherwise bring back what
+    /// a lower layer has, beside what is there instead.
+    fn keep_order(&self, dir: &Dir) -> io::Result<()> {
+        if self.needs_order { dir.sync() } else { Ok(()) }
+    }
+
+    /// The same where it was put there in one step with what relies on it.
+    fn keep_order_afterwards(&self, dir: &Dir) {
+        if let Err(e) = self.keep_order(dir) {
+            tracing::warn!(error = %e, "cannot write a directory to disk: after a power cut it may show again \
+                                        what was removed or renamed");
+        }
+    }
 }
 
 impl Union {
@@ -148,7 +169,11 @@ impl Union {
             None => None,
             Some(Upper { dir, format, work, lock }) => {
                 let work = Work::open(work, format)?;
-                Some(UpperBranch { dir, format, work, _lock: lock })
+                let strict = spec.options.sync == SyncPolicy::Strict;
+                let needs_order = strict
+                    && !fs_features::keeps_order(&dir)
+                        .at("ask for the file system of", "a layer")?;
+                Some(UpperBranch { dir, format, work, needs_order, _lock: lock })
             }
         };
         let table = Arc::new(Table::new(Descriptors::new(file::descriptor_limit())));

@@ -266,8 +266,11 @@ pub(super) fn put_whiteout(
     in_upper: bool,
 ) -> io::Result<()> {
     if marks::separate_whiteout(upper.format, name).is_some() || !in_upper {
-        marks::make_whiteout(upper.format, dir, name)?;
-        return if in_upper { dir.unlink(name) } else { Ok(()) };
+        if !in_upper {
+            return marks::make_whiteout(upper.format, dir, name);
+        }
+        put_whiteout_beside(upper, dir, name)?;
+        return dir.unlink(name);
     }
     if upper.format.xattr_prefix().is_none() {
         // A name that can have no whiteout.
@@ -279,7 +282,14 @@ pub(super) fn put_whiteout(
     if renamed.is_err() {
         upper.work.discard(&temp);
     }
-    renamed
+    renamed.inspect(|()| upper.keep_order_afterwards(dir))
+}
+
+/// Puts the whiteout of a name beside what is to go from there, in a format that has it in a file of its own.
+/// It comes first on the disk, too, or a power cut would bring back what a lower layer has.
+pub(super) fn put_whiteout_beside(upper: &UpperBranch, dir: &Dir, name: &Name) -> io::Result<()> {
+    marks::make_whiteout(upper.format, dir, name)?;
+    upper.keep_order(dir)
 }
 
 /// Removes a directory from the upper, in which there may be whiteouts; one comes in its place if
@@ -299,10 +309,11 @@ pub(super) fn take_out_dir(
             return Err(e);
         }
         upper.work.discard_dir(&temp);
+        upper.keep_order_afterwards(dir);
         return Ok(());
     }
     if whiteout {
-        marks::make_whiteout(upper.format, dir, name)?;
+        put_whiteout_beside(upper, dir, name)?;
     }
     match dir.remove_dir(name) {
         Err(e) if Code::NotEmpty.is(&e) => {

@@ -250,6 +250,9 @@ impl Union {
                 marks::make_whiteout(upper.format, old.0, old.1)?;
             }
             old.0.rename(old.1, new.0, new.1, OnExisting::Replace)?;
+            if whiteout {
+                upper.keep_order_afterwards(old.0);
+            }
             // The new name may have been deleted before.
             return match marks::separate_whiteout(upper.format, new.1) {
                 Some(mark) if new.0.try_stat_at(&mark)?.is_some() => new.0.unlink(&mark),
@@ -265,14 +268,15 @@ impl Union {
         if !whiteout {
             return old.0.rename(old.1, new.0, new.1, OnExisting::Replace);
         }
-        match file::rename_leaving_whiteout(old.0, old.1, new.0, new.1) {
+        let renamed = match file::rename_leaving_whiteout(old.0, old.1, new.0, new.1) {
             // A file system that cannot: then in two steps.
             Err(e) if Code::Invalid.is(&e) => {
                 old.0.rename(old.1, new.0, new.1, OnExisting::Replace)?;
                 put_whiteout(upper, old.0, old.1, false)
             }
             renamed => renamed,
-        }
+        };
+        renamed.inspect(|()| upper.keep_order_afterwards(old.0))
     }
 
     /// Exchanges two names.
@@ -322,6 +326,7 @@ impl Union {
                 let place = Place::Open(dir.as_fd());
                 place.despite_its_mode(|| marks::make_opaque(upper.format, &dir))?;
                 set_times(&*dir, before.atime, before.mtime)?;
+                upper.keep_order(&dir)?;
             }
             return Ok(());
         }
@@ -347,7 +352,8 @@ impl Union {
         }
         upper.work.note(Marker::Redirected)?;
         Place::Open(dir.as_fd())
-            .despite_its_mode(|| xattr::set(xattr::Of::dir(dir), key.as_bytes(), &value))
+            .despite_its_mode(|| xattr::set(xattr::Of::dir(dir), key.as_bytes(), &value))?;
+        upper.keep_order(dir)
     }
 
     /// Puts an empty directory in the place of one that the union shows as empty.
@@ -370,6 +376,7 @@ impl Union {
             marks::make_opaque(upper.format, &empty)?;
             let place = Place::Child(work, &temp);
             place.chown(Some(stat.uid), Some(stat.gid))?;
+            upper.keep_order(&empty)?;
             let exchange = || work.exchange(&temp, &side.dir, side.name);
             file::moving(&side.dir, side.name, exchange)?;
             Place::Open(empty.as_fd()).chmod(stat.mode)
