@@ -1,17 +1,19 @@
 //! What it costs to show a snapshot of 5,000 files as a copy, and to find out what was changed in it,
-//! with `cp -a --reflink=auto` beside. Run as anybody: `cargo bench --bench copy`. The disk is that of
+//! with `cp -a --reflink=auto` beside; and a copy of one large file, dense and sparse, with
+//! `cp --reflink=auto --sparse=auto` beside. Run as anybody: `cargo bench --bench copy`. The disk is that of
 //! `/var/tmp`, or of the directory in `STRATAFS_BENCH_DIR`: name one on XFS or Btrfs to see blocks
 //! shared.
 
 use std::fs;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use stratafs::{
-    ApplyOptions, DriverChoice, Durability, Labels, LayerFormat, MountOptions, Shown, Store,
-    StoreOptions, ignore_progress,
+    ApplyOptions, CommitOptions, DriverChoice, Durability, Labels, LayerFormat, MountOptions,
+    Shown, Store, StoreOptions, ignore_progress,
 };
 
 /// 5,000 files of 8 KiB in 100 directories, with times as archives have them.
@@ -94,10 +96,58 @@ fn copies(c: &mut Criterion) {
     group.finish();
 }
 
+/// The routine by which files are copied, whatever asks for it: of a file of 256 MiB, and of one of 4 GiB of which
+/// each 16th MiB begins with 64 KiB of data.
+fn one_file(c: &mut Criterion) {
+    let place = std::env::var_os("STRATAFS_BENCH_DIR").unwrap_or("/var/tmp".into());
+    for (what, size, sparse) in [("256_MiB", 256 << 20, false), ("4_GiB_sparse", 4 << 30, true)] {
+        let tmp = tempfile::tempdir_in(&place).expect("temporary directory");
+        let mut options = StoreOptions::new();
+        options.format = Some(LayerFormat::OverlayUser);
+        options.durability = Durability::None;
+        options.driver = DriverChoice::Copy;
+        let store = Store::open(tmp.path().join("store"), options).expect("store opens");
+        drop(store.prepare("made", None, Labels::new()).expect("prepared"));
+        let mut guard = store.activate_in_place("made", &MountOptions::default()).expect("active");
+        let file = fs::File::create(guard.target().join("file")).expect("a file");
+        file.set_len(size).expect("its length");
+        let block: Vec<u8> =
+            (0..1 << 16).map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        for at in (0..size).step_by(block.len()).filter(|at| !sparse || at % (16 << 20) == 0) {
+            file.write_all_at(&block, at).expect("its data");
+        }
+        file.sync_all().expect("on disk");
+        guard.unmount().expect("ended");
+        store.commit("base", "made", CommitOptions::default()).expect("committed");
+        let prepare = || drop(store.prepare("a", Some("base"), Labels::new()).expect("prepared"));
+        let ready = || store.make_ready("a", Shown::InPlace, &mut ignore_progress).expect("copied");
+        let remove = || store.remove("a").expect("removed");
+        let mut group = c.benchmark_group(what);
+        group.sample_size(10);
+        group.bench_function("copy", |b| b.iter_custom(|n| timed(n, prepare, ready, remove)));
+        prepare();
+        let mut guard = store.activate_in_place("a", &MountOptions::default()).expect("active");
+        let file = guard.target().join("file");
+        guard.unmount().expect("ended");
+        group.bench_function("cp", |b| {
+            let copy = tmp.path().join("copy");
+            let cp = || {
+                let done = Command::new("cp")
+                    .args(["--reflink=auto", "--sparse=auto"])
+                    .args([&file, &copy])
+                    .status();
+                assert!(done.expect("cp").success());
+            };
+            b.iter_custom(|n| timed(n, || (), cp, || fs::remove_file(&copy).expect("removed")));
+        });
+        group.finish();
+    }
+}
+
 fn edit(tree: &Path) {
     fs::write(tree.join("d0/new"), "new").expect("an edit");
     fs::remove_file(tree.join("d1/file1")).expect("a deletion");
 }
 
-criterion_group!(benches, copies);
+criterion_group!(benches, copies, one_file);
 criterion_main!(benches);

@@ -8,12 +8,16 @@ mod archive;
 #[cfg(feature = "fuse")]
 mod helper;
 mod record;
+#[cfg(feature = "fuse")]
+mod union;
 
 pub use apply_model::apply_model;
 pub use archive::{marks, tar_apply, tar_entry};
 #[cfg(feature = "fuse")]
 pub use helper::helper_protocol;
 pub use record::record;
+#[cfg(feature = "fuse")]
+pub use union::union_notes;
 
 use std::borrow::Cow;
 use std::ffi::OsStr;

@@ -90,6 +90,12 @@ impl Kept {
         Some(Kept { atime, mtime, size, mode, capabilities, note: None })
     }
 
+    /// What is written down, read and written again.
+    #[cfg(fuzzing)]
+    pub(super) fn recoded(bytes: &[u8]) -> Option<Vec<u8>> {
+        Kept::decode(bytes).map(|kept| kept.encode())
+    }
+
     /// Gives the file back what it had, but for its length.
     fn restore(&self, file: &File) -> io::Result<()> {
         let of = Of::Fd(file.as_fd());

@@ -2,10 +2,25 @@
 //!
 //! The copy is made in the work directory with everything the original has (data and holes, xattrs,
 //! owner, mode, times), put on disk if the policy says so, and then renamed to its place: all or
-//! nothing. Where attributes alone are to be changed, the data may stay below: see `metacopy`. While data are copied only that file's copy-up is locked. When it is done the file may have
-//! been renamed or unlinked: the copy goes where the file is then, or is held open without a name.
+//! nothing. Where attributes alone are to be changed, the data may stay below: see `metacopy`. While data are
+//! copied only that file's copy-up is locked. When it is done the file may have been renamed or unlinked: the
+//! copy goes where the file is then, or is held open without a name.
 //!
 //! A directory is copied without what is in it. The directories above come first.
+//!
+//! # When to wait for the disk
+//!
+//! The default is `strict`, one fsync for each copy of data. Who appends a byte to a file that was on disk for
+//! years, and never asks for an fsync, may lose that byte in a power cut, but not the file; yet a copy whose
+//! name reaches the disk before its data is just that, an empty file in the place of the old one. The kernel's
+//! overlayfs waits for the same reason. What else was considered: to trust the file system (only ext4 writes
+//! data before a rename, and only if that replaces a file, which a copy never does); and to wait for many at
+//! once (whoever asked is to be told that his file is there before he goes on). A metadata-only copy, which has
+//! no data that could be late, waits for nothing, and neither do names and marks: ext4 and XFS put them on the
+//! disk in the order in which they were made. Btrfs does not, so there what hides something waits as well
+//! ([`UpperBranch::keep_order`]).
+//!
+//! `volatile` never waits, for what is thrown away after a crash anyway, such as the layers of a build.
 //!
 //! # Copying by blocks (a design, not built)
 //!

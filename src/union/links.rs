@@ -191,6 +191,12 @@ impl Note {
     }
 }
 
+/// A note, read and written again.
+#[cfg(fuzzing)]
+pub(super) fn recoded(bytes: &[u8]) -> Option<Vec<u8>> {
+    Note::decode(bytes).map(|note| note.encode())
+}
+
 /// The name of the note of a copy that has this name among the links.
 fn note_name(name: &Name) -> io::Result<Name> {
     Name::new([name.as_bytes(), NOTE].concat()).map_err(io::Error::other)

@@ -125,6 +125,13 @@ struct FileSystem {
     dev: u64,
 }
 
+/// What is noted of a copy (`of_a_copy`), or of a file with several names, read and written again; none if it
+/// is damaged.
+#[cfg(fuzzing)]
+pub(crate) fn recoded(bytes: &[u8], of_a_copy: bool) -> Option<Vec<u8>> {
+    if of_a_copy { complete::Kept::recoded(bytes) } else { links::recoded(bytes) }
+}
+
 /// The branch that takes all changes.
 #[derive(Debug)]
 struct UpperBranch {
