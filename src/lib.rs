@@ -173,7 +173,7 @@ pub use driver::{
 };
 #[cfg(feature = "fuse")]
 #[doc(hidden)]
-pub use driver::{fuse_privileges, leave_terminal};
+pub use driver::{fuse_privileges, is_of_containers_storage, leave_terminal};
 pub use error::{Error, ErrorKind, Result};
 pub use image::{
     BlobWriter, Image, ImageLayer, ImageLayout, ImageSelector, ImportOptions, LayoutWriter,

@@ -26,7 +26,7 @@ fn main() {
     fuse_union::enter_own_mount_namespace();
     let hindrance = Engine::under_test().hindrance();
     let needs = |tools: &[&str]| {
-        let missing = tools.iter().find(|tool| !is_in_path(tool));
+        let missing = tools.iter().find(|tool| suite::find_program(tool).is_none());
         hindrance.clone().or_else(|| missing.map(|tool| format!("needs {tool}")))
     };
     let long = || {
@@ -41,12 +41,6 @@ fn main() {
         suite::trial("dpkg", needs(&["dpkg", "dpkg-deb"]), dpkg),
         suite::trial("debootstrap", long(), debootstrap),
     ]);
-}
-
-fn is_in_path(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let administration = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(Into::into);
-    std::env::split_paths(&path).chain(administration).any(|dir| dir.join(program).is_file())
 }
 
 // --- a script, twice -----------------------------------------------------------------------------

@@ -265,7 +265,8 @@ pub(super) fn open(options: &FuseMountOptions, target: Option<&Target>) -> Resul
     };
     let mut lowers = Vec::with_capacity(options.lowers.len());
     for FuseLayer { dir, format } in &options.lowers {
-        lowers.push(Lower { dir: Arc::new(layer(dir, *format)?), format: *format });
+        let dot_wh = is_of_containers_storage(dir);
+        lowers.push(Lower { dir: Arc::new(layer(dir, *format)?), format: *format, dot_wh });
     }
     let upper = match upper {
         None => None,
@@ -291,6 +292,17 @@ pub(super) fn open(options: &FuseMountOptions, target: Option<&Target>) -> Resul
         live: options.timeout.is_some(),
     };
     Ok(UnionSpec { lowers, upper, options })
+}
+
+/// Whether a directory is a layer of containers/storage (podman, buildah): it is called `diff`, beside a file
+/// `link` with the layer's short name. One that this program mounts for it has the marks of AUFS, too, as it was
+/// unpacked.
+#[doc(hidden)]
+pub fn is_of_containers_storage(layer: &Path) -> bool {
+    let Ok(layer) = layer.canonicalize() else { return false };
+    let link = layer.parent().map(|parent| parent.join("link"));
+    layer.file_name() == Some("diff".as_ref())
+        && link.is_some_and(|link| link.symlink_metadata().is_ok_and(|meta| meta.is_file()))
 }
 
 /// Opens the union's own directory in a work directory, and locks it.

@@ -31,7 +31,8 @@ use std::sync::Arc;
 pub use copy::CopyDriver;
 #[cfg(feature = "fuse")]
 pub use fuse_mount::{
-    FuseLayer, FuseMount, FuseMountOptions, FuseUnmounter, IdRange, fuse_privileges, leave_terminal,
+    FuseLayer, FuseMount, FuseMountOptions, FuseUnmounter, IdRange, fuse_privileges,
+    is_of_containers_storage, leave_terminal,
 };
 pub use guard::{Guard, Visibility, unmount_at};
 pub use identity::{MountIdentity, MountState, NamespaceId};

@@ -53,7 +53,7 @@ impl View {
         let open = |path: &PathBuf| Dir::open(path).at("open layer", path);
         let mut lowers = Vec::with_capacity(self.lowers.len());
         for path in &self.lowers {
-            lowers.push(Lower { dir: Arc::new(open(path)?), format: self.format });
+            lowers.push(Lower { dir: Arc::new(open(path)?), format: self.format, dot_wh: false });
         }
         let upper = match &self.upper {
             None => None,

@@ -5,12 +5,12 @@ pub(crate) mod descent;
 pub(crate) mod entry;
 pub(crate) mod foreign;
 mod format;
+#[cfg(feature = "fuse")]
+pub(crate) mod lower_marks;
 pub(crate) mod marks;
 pub(crate) mod stack;
 pub(crate) mod usage;
 pub(crate) mod walk;
-#[cfg(feature = "fuse")]
-pub(crate) mod xattr_whiteout;
 
 pub use foreign::ForeignFormat;
 pub use format::LayerFormat;

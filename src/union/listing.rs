@@ -14,9 +14,8 @@ use parking_lot::Mutex;
 use super::Union;
 use super::lookup::View;
 use super::node::Node;
-use crate::layer::LayerFormat;
-use crate::layer::marks::{self, Mark};
-use crate::layer::xattr_whiteout;
+use crate::layer::lower_marks::LowerMarks;
+use crate::layer::marks::Mark;
 use crate::path::Name;
 use crate::sys::dir::Dir;
 use crate::sys::errno::Code;
@@ -229,13 +228,14 @@ impl Union {
     fn names_in(&self, view: &View) -> io::Result<Vec<Name>> {
         let mut merged = Merged::default();
         if let (Some(dir), Some(upper)) = (&view.upper, &self.upper) {
-            merged.add(upper.format, dir, false, view.lowers.is_empty())?;
+            let marks = LowerMarks { format: upper.format, dot_wh: false };
+            merged.add(marks, dir, false, view.lowers.is_empty())?;
         }
         let lowest = view.lowers.len().saturating_sub(1);
         for (index, part) in view.lowers.iter().enumerate() {
-            let (format, dir) = (self.lower(part.layer)?.format, self.lower_dir(part)?);
-            let by_xattr = xattr_whiteout::may_hold(format, &dir)?;
-            merged.add(format, &dir, by_xattr, index == lowest)?;
+            let (marks, dir) = (self.lower(part.layer)?.marks(), self.lower_dir(part)?);
+            let by_xattr = marks.may_hold_xattr_whiteouts(&dir)?;
+            merged.add(marks, &dir, by_xattr, index == lowest)?;
         }
         Ok(merged.names)
     }
@@ -254,7 +254,7 @@ impl Merged {
     /// other is below it.
     fn add(
         &mut self,
-        format: LayerFormat,
+        marks: LowerMarks,
         dir: &Dir,
         by_xattr: bool,
         lowest: bool,
@@ -263,9 +263,9 @@ impl Merged {
         let mut hidden = Vec::new();
         for entry in dir.entries()? {
             let (name, file_type) = (entry.name, entry.file_type);
-            if file_type == FileType::Unknown || marks::may_be_mark(format, &name, file_type) {
+            if file_type == FileType::Unknown || marks.may_be_mark(&name, file_type) {
                 let Some(stat) = dir.try_stat_at(&name)? else { continue };
-                match marks::decode(format, &name, &stat) {
+                match marks.decode(&name, &stat) {
                     Mark::None => {}
                     Mark::Whiteout(of) => {
                         hidden.push(of);
@@ -276,7 +276,7 @@ impl Merged {
             }
             if by_xattr
                 && let Some(stat) = dir.try_stat_at(&name)?
-                && xattr_whiteout::is_whiteout(format, dir, &name, &stat)?
+                && marks.is_xattr_whiteout(dir, &name, &stat)?
             {
                 hidden.push(name);
                 continue;

@@ -12,7 +12,6 @@ use super::node::{LowerPlace, Node, Part, State};
 use crate::layer::LayerFormat;
 use crate::layer::entry::{self, Found as Says};
 use crate::layer::marks::{self, Redirect};
-use crate::layer::xattr_whiteout;
 use crate::path::{Name, RelPath};
 use crate::sys::dir::Dir;
 use crate::sys::errno::Code;
@@ -202,7 +201,7 @@ impl Union {
         let mut parts = Vec::new();
         for (layer, lower) in self.lowers.iter().enumerate().skip(first) {
             parts.push(Part { layer, path: Arc::new(RelPath::ROOT) });
-            if marks::is_opaque(lower.format, &lower.dir)? {
+            if lower.marks().is_opaque(&lower.dir)? {
                 break;
             }
         }
@@ -217,9 +216,9 @@ impl Union {
         let mut found = Lowers { first: None, parts: Vec::new() };
         let mut wanted = name.clone();
         for (index, part) in parts.iter().enumerate() {
-            let format = self.lower(part.layer)?.format;
+            let lower_marks = self.lower(part.layer)?.marks();
             let dir = self.lower_dir(part)?;
-            let (stat, ends) = match xattr_whiteout::find(format, &dir, &wanted)? {
+            let (stat, ends) = match lower_marks.find(&dir, &wanted)? {
                 Says::Nothing => continue,
                 Says::Whiteout => break,
                 Says::Entry { stat, .. } if !stat.is_dir() => {
@@ -241,11 +240,12 @@ impl Union {
                 break;
             }
             // Marks are of interest only if there is something below.
+            let format = lower_marks.format;
             let (opaque, redirect) = if last && format.xattr_prefix().is_none() {
                 (false, None)
             } else {
                 let dir = self.lower_dir(&own)?;
-                (marks::is_opaque(format, &dir)?, marks::redirect(format, &dir)?)
+                (lower_marks.is_opaque(&dir)?, marks::redirect(format, &dir)?)
             };
             let layer = part.layer;
             found.parts.push(own);
@@ -268,8 +268,7 @@ impl Union {
     /// whiteout. What kind of thing, if so.
     pub(super) fn shown_below(&self, view: &View, name: &Name) -> io::Result<Option<Stat>> {
         for part in view.lowers.iter() {
-            let format = self.lower(part.layer)?.format;
-            match xattr_whiteout::find(format, &*self.lower_dir(part)?, name)? {
+            match self.lower(part.layer)?.marks().find(&*self.lower_dir(part)?, name)? {
                 Says::Nothing => {}
                 Says::Whiteout => return Ok(None),
                 Says::Entry { stat, .. } => return Ok(Some(stat)),

@@ -305,7 +305,7 @@ fn root_node(
             break;
         }
         parts.push(Part { layer, path: Arc::new(RelPath::ROOT) });
-        ends = marks::is_opaque(lower.format, &lower.dir)?;
+        ends = lower.marks().is_opaque(&lower.dir)?;
     }
     let real = |dir: &Arc<Dir>| dir.stat().map(|stat| Real::from(&stat));
     Ok(Node::new(

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::idmap::IdMap;
 use crate::layer::LayerFormat;
+use crate::layer::lower_marks::LowerMarks;
 use crate::sys::dir::Dir;
 use crate::sys::lock::Flock;
 
@@ -12,6 +13,15 @@ use crate::sys::lock::Flock;
 pub(crate) struct Lower {
     pub(crate) dir: Arc<Dir>,
     pub(crate) format: LayerFormat,
+    /// The marks of AUFS are marks, too.
+    pub(crate) dot_wh: bool,
+}
+
+impl Lower {
+    /// How it says what is deleted.
+    pub(crate) fn marks(&self) -> LowerMarks {
+        LowerMarks { format: self.format, dot_wh: self.dot_wh }
+    }
 }
 
 /// The branch that takes all changes.

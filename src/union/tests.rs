@@ -94,7 +94,8 @@ impl Fixture {
 
     fn spec(&self) -> UnionSpec {
         let dir = |name: &str| Dir::open(self.path(name)).unwrap();
-        let lower = |name: &str| Lower { dir: Arc::new(dir(name)), format: self.format };
+        let lower =
+            |name: &str| Lower { dir: Arc::new(dir(name)), format: self.format, dot_wh: false };
         UnionSpec {
             lowers: vec![lower("top"), lower("bottom")],
             upper: Some(Upper {

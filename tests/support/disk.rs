@@ -56,7 +56,7 @@ impl Kind {
     /// Why there can be no such file system here, if there cannot.
     pub fn hindrance(self) -> Option<String> {
         let mkfs = format!("mkfs.{}", self.name());
-        loop_mounts_hindrance().or_else(|| (!is_in_path(&mkfs)).then(|| format!("needs {mkfs}")))
+        loop_mounts_hindrance().or_else(|| suite::needs_program(&mkfs))
     }
 }
 
@@ -66,11 +66,6 @@ pub fn loop_mounts_hindrance() -> Option<String> {
         let control = File::options().read(true).write(true).open("/dev/loop-control");
         control.is_err().then(|| "needs loop devices".to_owned())
     })
-}
-
-fn is_in_path(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
 }
 
 /// Puts this process into a mount namespace of its own. Call it first in `main`: it holds for threads

@@ -94,6 +94,19 @@ pub fn needs_root() -> Option<String> {
     (!root).then(|| "needs root".to_owned())
 }
 
+/// Where a program is: by `PATH`, or among those of the administration.
+pub fn find_program(program: &str) -> Option<std::path::PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let administration = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(Into::into);
+    let mut dirs = std::env::split_paths(&path).chain(administration);
+    dirs.find_map(|dir| Some(dir.join(program)).filter(|path| path.is_file()))
+}
+
+/// Why what needs a program is not run, if it is not there.
+pub fn needs_program(program: &str) -> Option<String> {
+    find_program(program).is_none().then(|| format!("needs {program}"))
+}
+
 /// A directory where files keep `user.*` xattrs; in memory, if there are such.
 pub fn temp() -> tempfile::TempDir {
     for place in ["/dev/shm", "/var/tmp"] {

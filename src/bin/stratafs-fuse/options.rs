@@ -48,6 +48,9 @@ struct Typed {
     work: Option<OsString>,
     format: Option<LayerFormat>,
     allow_other: bool,
+    /// Said, whatever it was.
+    redirects: bool,
+    metacopy: bool,
 }
 
 /// Flags that mount(8) and its like may pass, and that mean nothing to a FUSE mount, or are the default.
@@ -236,16 +239,22 @@ fn apply(
         "noacl" => options.no_acl = flag(true)?,
         "acl" => options.no_acl = !flag(true)?,
         "static_nlink" => options.static_nlink = flag(true)?,
-        "redirect_dir" => match needed()? {
-            b"on" => options.redirects = true,
-            b"off" | b"follow" | b"nofollow" => options.redirects = false,
-            _ => return Err(format!("{shown:?}: redirect_dir takes on or off")),
-        },
-        "metacopy" => match needed()? {
-            b"on" => options.metacopy = true,
-            b"off" => options.metacopy = false,
-            _ => return Err(format!("{shown:?}: metacopy takes on or off")),
-        },
+        "redirect_dir" => {
+            typed.redirects = true;
+            match needed()? {
+                b"on" => options.redirects = true,
+                b"off" | b"follow" | b"nofollow" => options.redirects = false,
+                _ => return Err(format!("{shown:?}: redirect_dir takes on or off")),
+            }
+        }
+        "metacopy" => {
+            typed.metacopy = true;
+            match needed()? {
+                b"on" => options.metacopy = true,
+                b"off" => options.metacopy = false,
+                _ => return Err(format!("{shown:?}: metacopy takes on or off")),
+            }
+        }
         // Numbers of files are unique and lasting in any case.
         "xino" => match needed()? {
             b"on" | b"off" | b"auto" => {}
@@ -390,7 +399,7 @@ fn seconds(value: &[u8], shown: &OsStr) -> Result<Duration, String> {
 
 /// Puts together what several options say, and fills in the defaults.
 fn complete(typed: Typed, options: &mut FuseMountOptions, caller: Caller) -> Result<(), String> {
-    let Typed { mut lowers, branches, mut upper, mut work, format, allow_other } = typed;
+    let Typed { mut lowers, branches, mut upper, mut work, format, allow_other, .. } = typed;
     let mut default_format = match caller.reads_trusted {
         true => LayerFormat::OverlayTrusted,
         false => LayerFormat::OverlayUser,
@@ -428,6 +437,11 @@ fn complete(typed: Typed, options: &mut FuseMountOptions, caller: Caller) -> Res
         }
         (None, Some(_)) => return Err("workdir= has no use without upperdir=".to_owned()),
     };
+    if options.upper.as_ref().is_some_and(|upper| stratafs::is_of_containers_storage(&upper.dir)) {
+        // Another program may mount the container next time, and knows nothing of either.
+        options.redirects &= typed.redirects;
+        options.metacopy &= typed.metacopy;
+    }
     options.lowers = lowers.into_iter().map(|dir| FuseLayer { dir: dir.into(), format }).collect();
     if options.lowers.is_empty() && options.upper.is_none() {
         return Err("no layer is given: lowerdir=DIR[:DIR...]".to_owned());
@@ -452,6 +466,23 @@ mod tests {
 
     fn dirs(layers: &[FuseLayer]) -> Vec<&str> {
         layers.iter().map(|layer| layer.dir.to_str().unwrap()).collect()
+    }
+
+    #[test]
+    fn uppers_of_containers_storage_refer_to_nothing_unless_asked_to() {
+        let tmp = tempfile::tempdir().unwrap();
+        let layer = tmp.path().join("0123/diff");
+        std::fs::create_dir_all(&layer).unwrap();
+        let refers = |more: &str| {
+            let list = format!("lowerdir=/l,upperdir={},workdir=/w{more}", layer.display());
+            let options = mount(&["/mnt", "-o", &list]).unwrap().options;
+            (options.redirects, options.metacopy)
+        };
+        assert_eq!(refers(""), (true, true));
+        std::fs::write(tmp.path().join("0123/link"), "SHORT").unwrap();
+        assert_eq!(refers(""), (false, false));
+        assert_eq!(refers(",metacopy=on,redirect_dir=on"), (true, true));
+        assert_eq!(refers(",metacopy=off,redirect_dir=on"), (true, false));
     }
 
     #[test]

@@ -87,7 +87,7 @@ fn without_an_upper_nothing_changes() {
     f.file("bottom/a");
     let dir = Dir::open(f.path("bottom")).unwrap();
     let u = Union::open(UnionSpec {
-        lowers: vec![Lower { dir: Arc::new(dir), format: f.format }],
+        lowers: vec![Lower { dir: Arc::new(dir), format: f.format, dot_wh: false }],
         upper: None,
         options: UnionOptions::default(),
     })

@@ -1,0 +1,228 @@
+//! `stratafs-fuse` in the place of the kernel's overlayfs under podman (`overlay.mount_program`): images are built,
+//! run, changed, compared and committed, with the same outcome.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support {
+    #![allow(dead_code, reason = "each suite uses its part")]
+    pub mod suite;
+    pub mod union_mount;
+}
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+
+use support::suite;
+
+fn main() {
+    support::union_mount::enter_own_mount_namespace();
+    let hindrance = suite::needs_root()
+        .or_else(|| ["podman", "runc", "busybox"].into_iter().find_map(suite::needs_program))
+        .or_else(|| (!is_static("busybox")).then(|| "needs busybox-static".to_owned()))
+        .or_else(|| support::union_mount::Engine::Own.hindrance());
+    suite::run_one_by_one(vec![
+        suite::trial(
+            "podman_has_the_same_as_with_the_kernel",
+            hindrance.clone(),
+            same_as_the_kernel,
+        ),
+        suite::trial("containers_run_side_by_side", hindrance, side_by_side),
+    ]);
+}
+
+fn is_static(program: &str) -> bool {
+    let path = suite::find_program(program).unwrap();
+    let linked = Command::new("ldd").arg(path).output().unwrap();
+    !linked.status.success()
+}
+
+/// A storage of podman's.
+struct Podman {
+    dir: tempfile::TempDir,
+    mount_program: Option<&'static str>,
+}
+
+impl Podman {
+    fn new(mount_program: Option<&'static str>) -> Podman {
+        let podman = Podman { dir: suite::temp(), mount_program };
+        let context = podman.path("context");
+        fs::create_dir_all(context.join("root/bin")).unwrap();
+        fs::copy(suite::find_program("busybox").unwrap(), context.join("root/bin/busybox"))
+            .unwrap();
+        for applet in
+            ["sh", "rm", "mkdir", "chmod", "mv", "ln", "cat", "find", "stat", "xargs", "sort"]
+        {
+            symlink("busybox", context.join("root/bin").join(applet)).unwrap();
+        }
+        for path in ["gone/a", "remade/old", "kept/a", "file", "links/one", "etc/passwd", "tmp/x"] {
+            let path = context.join("root").join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, path.file_name().unwrap().as_encoded_bytes()).unwrap();
+        }
+        fs::hard_link(context.join("root/links/one"), context.join("root/links/two")).unwrap();
+        fs::write(context.join("copied"), "copied").unwrap();
+        let steps = "FROM scratch\n\
+            COPY root /\n\
+            RUN rm -r /gone /file && rm -r /remade && mkdir /remade && echo new > /remade/new\n\
+            COPY copied /copied\n\
+            RUN chmod 600 /copied && mv /kept /moved && echo more >> /etc/passwd\n";
+        fs::write(context.join("Containerfile"), steps).unwrap();
+        podman
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("podman");
+        command.arg("--root").arg(self.path("storage")).arg("--runroot").arg(self.path("run"));
+        command.args([
+            "--runtime",
+            "runc",
+            "--cgroup-manager",
+            "cgroupfs",
+            "--storage-driver",
+            "overlay",
+        ]);
+        if let Some(program) = self.mount_program {
+            command.arg("--storage-opt").arg(format!("overlay.mount_program={program}"));
+        }
+        command.args(arguments);
+        command
+    }
+
+    #[track_caller]
+    fn podman(&self, arguments: &[&str]) -> String {
+        text(self.command(arguments).output().unwrap())
+    }
+
+    /// The arguments of `podman run` or `podman build` on machines that forbid much.
+    fn confined<'a>(&self, verb: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+        let confined = [
+            "--network",
+            "none",
+            "--ulimit",
+            "nofile=20000:20000",
+            "--ulimit",
+            "nproc=10000:10000",
+        ];
+        [&[verb][..], &confined, more].concat()
+    }
+
+    fn build(&self) {
+        let context = self.path("context");
+        self.podman(&self.confined("build", &["-q", "-t", "built", context.to_str().unwrap()]));
+    }
+
+    #[track_caller]
+    fn run(&self, more: &[&str]) -> String {
+        self.podman(&self.confined("run", more))
+    }
+
+    /// All that a container of an image sees of its root file system, but times.
+    fn tree(&self, image: &str) -> String {
+        let look = "find / -xdev ! -path '/etc/h*' ! -path /etc/resolv.conf ! -path '/run*' | sort | xargs stat -c '%n %F %a %u:%g %h %s'; \
+                    cat /links/one /links/two /remade/* /moved/* /copied";
+        // Directories have sizes of the file system's own.
+        let says = self.run(&["--rm", image, "sh", "-c", look]);
+        let without_size = |line: &str| match line.split_once(" directory ") {
+            Some((name, rest)) => {
+                let words: Vec<_> = rest.split(' ').take(2).collect();
+                format!("{name} directory {}", words.join(" "))
+            }
+            None => line.to_owned(),
+        };
+        says.lines().map(without_size).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Nothing stays mounted, and no server runs on.
+    fn end(self) {
+        self.podman(&["rm", "-af"]);
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let at = self.path("storage").join("overlay");
+        let left: Vec<_> =
+            mounts.lines().filter(|line| line.contains(&format!("{}/", at.display()))).collect();
+        assert!(left.is_empty(), "{left:#?}");
+        rustix::mount::unmount(&at, rustix::mount::UnmountFlags::DETACH).ok();
+    }
+}
+
+#[track_caller]
+fn text(output: Output) -> String {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {said}", output.status);
+    String::from_utf8(output.stdout).unwrap()
+}
+
+const OURS: Option<&str> = Some(env!("CARGO_BIN_EXE_stratafs-fuse"));
+
+/// What a container does, and is then committed.
+const CHANGES: &str = "echo hi > /new; ln -f /new /new2; rm -f /tmp/x; chmod 700 /moved; mkdir -p /d/e; mv /d/e /d/f; \
+                       rm -r /remade; mkdir /remade; echo x > /remade/newer; chmod 600 /etc/passwd";
+
+fn same_as_the_kernel() {
+    let outcome = |mount_program| {
+        let podman = Podman::new(mount_program);
+        podman.build();
+        let built = podman.tree("built");
+        if mount_program.is_some() {
+            // Where the kernel makes two files of one.
+            let write = "echo more >> /links/one; cat /links/two";
+            assert_eq!(podman.run(&["--rm", "built", "sh", "-c", write]), "onemore\n");
+        }
+        podman.run(&["--name", "changed", "built", "sh", "-c", CHANGES]);
+        let diff = podman.podman(&["diff", "changed"]);
+        let mut diff: Vec<String> = diff.lines().map(str::to_owned).collect();
+        diff.sort();
+        podman.podman(&["commit", "-q", "changed", "committed"]);
+        let committed = podman.tree("committed");
+        // It is started again on the layer that it has.
+        podman.podman(&["start", "-a", "changed"]);
+        podman.end();
+        (built, diff.join("\n"), committed)
+    };
+    let (ours, kernels) = (outcome(OURS), outcome(None));
+    assert_eq!(ours.0, kernels.0, "as built");
+    assert!(!ours.0.contains("/gone") && !ours.0.contains("/remade/old"), "{}", ours.0);
+    // podman asks the mount, where of the kernel's it reads the layer, which says of a directory that was made
+    // anew only that it hides all.
+    let exact = [
+        "A /d",
+        "A /d/f",
+        "A /new",
+        "A /new2",
+        "A /remade/newer",
+        "C /etc",
+        "C /etc/passwd",
+        "C /moved",
+        "C /remade",
+        "C /tmp",
+        "D /remade/new",
+        "D /tmp/x",
+    ];
+    assert_eq!(ours.1.lines().collect::<Vec<_>>(), exact, "the difference");
+    assert_eq!(ours.2, kernels.2, "as committed");
+}
+
+fn side_by_side() {
+    let podman = Podman::new(OURS);
+    podman.build();
+    let start = |k: usize| -> Child {
+        let script = format!(
+            "for i in 1 2 3 4 5 6 7 8 9; do echo {k} > /file-$i; done; cat /file-9 /copied"
+        );
+        podman
+            .command(&podman.confined("run", &["--rm", "built", "sh", "-c", &script]))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let running: Vec<_> = (0..4).map(start).collect();
+    for (k, child) in running.into_iter().enumerate() {
+        assert_eq!(text(child.wait_with_output().unwrap()), format!("{k}\ncopied"));
+    }
+    podman.end();
+}
