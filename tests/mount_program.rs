@@ -1,5 +1,6 @@
-//! `stratafs-fuse` in the place of the kernel's overlayfs under podman (`overlay.mount_program`): images are built,
-//! run, changed, compared and committed, with the same outcome.
+//! `stratafs-fuse` in the place of the kernel's overlayfs (`overlay.mount_program`): images are built, run, changed,
+//! compared and committed, by root with podman as on the kernel's, and by an ordinary user with buildah as on
+//! fuse-overlayfs.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod support {
@@ -28,7 +29,33 @@ fn main() {
             same_as_the_kernel,
         ),
         suite::trial("containers_run_side_by_side", hindrance, side_by_side),
+        suite::trial("buildah_has_the_same_as_with_fuse_overlayfs", rootless_hindrance(), rootless),
     ]);
+}
+
+/// Why an ordinary user's buildah cannot be run here.
+fn rootless_hindrance() -> Option<String> {
+    let uid = rustix::process::getuid();
+    if uid.is_root() {
+        return Some("needs an ordinary user".to_owned());
+    }
+    let programs = ["buildah", "newuidmap", "fuse-overlayfs", "busybox"];
+    programs
+        .into_iter()
+        .find_map(suite::needs_program)
+        .or_else(|| (!is_static("busybox")).then(|| "needs busybox-static".to_owned()))
+        .or_else(|| {
+            let device = fs::File::options().read(true).write(true).open("/dev/fuse");
+            device.is_err().then(|| "needs /dev/fuse".to_owned())
+        })
+        .or_else(|| {
+            let id = Command::new("id").arg("-un").output().unwrap();
+            let name = String::from_utf8(id.stdout).unwrap();
+            let ranges = fs::read_to_string("/etc/subuid").unwrap_or_default();
+            let mine = [format!("{}:", name.trim()), format!("{}:", uid.as_raw())];
+            let has = ranges.lines().any(|line| mine.iter().any(|mine| line.starts_with(&**mine)));
+            (!has).then(|| "needs a range of this user's in /etc/subuid".to_owned())
+        })
 }
 
 fn is_static(program: &str) -> bool {
@@ -225,4 +252,55 @@ fn side_by_side() {
         assert_eq!(text(child.wait_with_output().unwrap()), format!("{k}\ncopied"));
     }
     podman.end();
+}
+
+// --- without root --------------------------------------------------------------------------------
+
+/// A storage of buildah's, and what it says at the end.
+fn rootless() {
+    assert_eq!(built_without_root(OURS.unwrap()), built_without_root("fuse-overlayfs"));
+}
+
+/// What is in an image that was built in steps, run, mounted and committed.
+fn built_without_root(mount_program: &str) -> String {
+    let mount_program = suite::find_program(mount_program).unwrap_or_else(|| mount_program.into());
+    let dir = suite::temp();
+    for made in ["run", "home", "context"] {
+        fs::create_dir(dir.path().join(made)).unwrap();
+    }
+    let context = dir.path().join("context");
+    fs::copy(suite::find_program("busybox").unwrap(), context.join("busybox")).unwrap();
+    fs::write(context.join("copied"), "copied").unwrap();
+    let steps = "FROM scratch\n\
+        COPY busybox /bin/busybox\n\
+        COPY busybox /bin/sh\n\
+        RUN busybox --install -s /bin; mkdir -p /gone/x /kept/a; chown 33:44 /kept; echo x > /own; chown 5:6 /own\n\
+        COPY copied /copied\n\
+        RUN rm -r /gone && mv /kept /moved && chmod 4755 /copied && chown 7:8 /moved/a\n";
+    fs::write(context.join("Containerfile"), steps).unwrap();
+    let buildah = |arguments: &[&str]| {
+        let mut command = Command::new("buildah");
+        command.env("HOME", dir.path().join("home")).env("XDG_RUNTIME_DIR", dir.path().join("run"));
+        command.arg("--root").arg(dir.path().join("storage"));
+        command.arg("--runroot").arg(dir.path().join("run/storage"));
+        command.args(["--storage-driver", "overlay", "--storage-opt"]);
+        command.arg(format!("overlay.mount_program={}", mount_program.display()));
+        text(command.args(arguments).output().unwrap()).trim().to_owned()
+    };
+    let chroot = ["--isolation", "chroot"];
+    buildah(&[&["build"], &chroot[..], &["-q", "-t", "built", context.to_str().unwrap()]].concat());
+    let container = buildah(&["from", "--pull-never", "localhost/built"]);
+    let change = "rm /own; echo new > /new; chown 9:9 /new; mkdir /moved/b; cat /copied";
+    let said = buildah(&[&["run"], &chroot[..], &[&container, "sh", "-c", change]].concat());
+    assert_eq!(said, "copied");
+    buildah(&["commit", "-q", &container, "committed"]);
+    let container = buildah(&["from", "--pull-never", "localhost/committed"]);
+    let look = "find / -xdev ! -path '/etc*' ! -path '/run*' ! -path '/dev*' ! -path '/sys*' ! -path '/proc*' \
+                | sort | xargs stat -c '%n %F %a %u:%g'; cat /new";
+    let tree = buildah(&[&["run"], &chroot[..], &[&container, "sh", "-c", look]].concat());
+    buildah(&["rm", "-a"]);
+    // What belongs to others in the user namespace can only be removed there.
+    buildah(&["rmi", "-af"]);
+    buildah(&["unshare", "rm", "-rf", dir.path().join("storage").to_str().unwrap()]);
+    tree
 }
