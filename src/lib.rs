@@ -173,7 +173,10 @@ pub use driver::{
 };
 #[cfg(feature = "fuse")]
 #[doc(hidden)]
-pub use driver::{fuse_privileges, is_of_containers_storage, leave_terminal};
+pub use driver::{
+    end_unseen_server, fuse_privileges, is_of_containers_storage, leave_terminal,
+    nobody_sees_these_mounts,
+};
 pub use error::{Error, ErrorKind, Result};
 pub use image::{
     BlobWriter, Image, ImageLayer, ImageLayout, ImageSelector, ImportOptions, LayoutWriter,

@@ -293,10 +293,19 @@ fn built_without_root(mount_program: &str) -> String {
     let change = "rm /own; echo new > /new; chown 9:9 /new; mkdir /moved/b; cat /copied";
     let said = buildah(&[&["run"], &chroot[..], &[&container, "sh", "-c", change]].concat());
     assert_eq!(said, "copied");
+    // Nobody unmounts it: it is left to its server, alone in the mount namespace.
+    let storage = format!(
+        "buildah --root {0}/storage --runroot {0}/run/storage --storage-driver overlay --storage-opt \
+         overlay.mount_program={1}",
+        dir.path().display(),
+        mount_program.display()
+    );
+    let write = format!("echo seen > $({storage} mount {container})/mounted");
+    buildah(&["unshare", "sh", "-c", &write]);
     buildah(&["commit", "-q", &container, "committed"]);
     let container = buildah(&["from", "--pull-never", "localhost/committed"]);
     let look = "find / -xdev ! -path '/etc*' ! -path '/run*' ! -path '/dev*' ! -path '/sys*' ! -path '/proc*' \
-                | sort | xargs stat -c '%n %F %a %u:%g'; cat /new";
+                | sort | xargs stat -c '%n %F %a %u:%g'; cat /new /mounted";
     let tree = buildah(&[&["run"], &chroot[..], &[&container, "sh", "-c", look]].concat());
     buildah(&["rm", "-a"]);
     // What belongs to others in the user namespace can only be removed there.

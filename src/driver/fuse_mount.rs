@@ -13,13 +13,14 @@ use std::time::Duration;
 
 use super::target::Target;
 use super::union::find_transport;
+use super::unseen::MAY_BE_ASKED;
 use super::{Restrictions, UpperDir, own_work};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::fuse::{BUSY_POLL, Mounted, Session, SessionOptions, Transport, lock_work};
 use crate::idmap::{IdMap, Range};
 use crate::layer::LayerFormat;
 use crate::sys::dir::Dir;
-use crate::sys::lock::Flock;
+use crate::sys::lock::{self, Flock};
 use crate::sys::mount as sys;
 use crate::sys::mountinfo;
 use crate::union::{Lower, SyncPolicy, Union, UnionOptions, UnionSpec, Upper};
@@ -98,6 +99,9 @@ pub struct FuseMountOptions {
     pub kernel_options: Vec<OsString>,
     /// What /proc/mounts shows as the source.
     pub source: OsString,
+    /// This process is nothing but its server, and takes SIGUSR1 for the question whether anybody sees the mount.
+    #[doc(hidden)]
+    pub may_be_asked: bool,
 }
 
 impl FuseMountOptions {
@@ -125,6 +129,7 @@ impl FuseMountOptions {
             restrictions: Restrictions::default(),
             kernel_options: Vec::new(),
             source: "stratafs".into(),
+            may_be_asked: false,
         }
     }
 }
@@ -272,6 +277,10 @@ pub(super) fn open(options: &FuseMountOptions, target: Option<&Target>) -> Resul
         None => None,
         Some((paths, dir)) => {
             let (work, lock) = open_work(paths, &dir)?;
+            if options.may_be_asked {
+                let says = lock::write(&lock, MAY_BE_ASKED);
+                says.at("write the lock in", &paths.work)?;
+            }
             let (dir, lock) = (Arc::new(dir), Some(lock));
             Some(Upper { dir, format: options.format, work, lock })
         }

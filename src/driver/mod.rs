@@ -22,6 +22,8 @@ mod settle;
 mod target;
 #[cfg(feature = "fuse")]
 mod union;
+#[cfg(feature = "fuse")]
+mod unseen;
 
 use std::fmt::Debug;
 use std::os::fd::OwnedFd;
@@ -43,6 +45,8 @@ pub use probe::{Feature, Probe, ProbeTarget};
 pub use settle::settle_upper;
 #[cfg(feature = "fuse")]
 pub use union::{FuseDriver, FuseServer};
+#[cfg(feature = "fuse")]
+pub use unseen::{end_unseen_server, nobody_sees_these_mounts};
 
 pub(crate) use guard::{WriteBack, detach_at, write_back};
 pub(crate) use target::is_mount_point;

@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::LayerFormat;
 use crate::path::Name;
 use crate::sys::dir::Dir;
-use crate::sys::lock::{Flock, Sharing, try_lock};
+use crate::sys::lock::{self, Flock, Sharing, try_lock};
 use crate::sys::mount::Attributes;
 use crate::sys::mountinfo;
 use crate::union::{Lower, SyncPolicy, Union, UnionOptions, UnionSpec, Upper};
@@ -129,7 +129,11 @@ pub(crate) fn lock_work(own: &Dir, upper: &Path) -> Result<Flock> {
     let name = Name::new("lock")?;
     let file = own.open_or_create(&name, 0o600).at("make the lock for", upper)?;
     match try_lock(file.into(), Sharing::Exclusive).at("lock", upper)? {
-        Ok(lock) => Ok(lock),
+        Ok(lock) => {
+            // What the one before has said of itself.
+            lock::write(&lock, b"").at("write the lock for", upper)?;
+            Ok(lock)
+        }
         Err(_) => Err(Error::new(
             ErrorKind::Busy,
             "another mount that is served writes to this upper; unmount that first:",

@@ -81,9 +81,56 @@ pub(crate) fn lock(fd: OwnedFd, sharing: Sharing) -> io::Result<Flock> {
     }
 }
 
+/// Writes what the file of a lock is to say while it is held.
+pub(crate) fn write(lock: &Flock, text: &[u8]) -> io::Result<()> {
+    rustix::fs::ftruncate(lock, 0)?;
+    let mut written = 0;
+    while let Some(rest) = text.get(written..).filter(|rest| !rest.is_empty()) {
+        written = written.saturating_add(rustix::io::pwrite(lock, rest, written as u64)?);
+    }
+    Ok(())
+}
+
+/// The process that holds an exclusive lock of a file, by its number here; none if that is in another process
+/// namespace, or nobody does. On file systems of which stat(2) does not tell the kernel's device number, nobody is
+/// found.
+pub(crate) fn holder(file: impl AsFd) -> io::Result<Option<u32>> {
+    let stat = rustix::fs::fstat(file)?;
+    let device = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+    let locks = std::fs::read_to_string("/proc/locks")?;
+    Ok(locks.lines().find_map(|line| exclusive_holder(line, device, stat.st_ino)))
+}
+
+/// As a line of `/proc/locks` has it: `1: FLOCK ADVISORY WRITE 4242 fe:00:1234 0 EOF` (proc(5)).
+fn exclusive_holder(line: &str, device: (u32, u32), inode: u64) -> Option<u32> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let [_, "FLOCK", _, "WRITE", pid, place, ..] = *words else { return None };
+    let mut place = place.split(':');
+    let (major, minor) = (place.next()?, place.next()?);
+    let number = |hexadecimal| u32::from_str_radix(hexadecimal, 16).ok();
+    let here = (number(major)?, number(minor)?) == device;
+    (here && place.next()?.parse() == Ok(inode)).then(|| pid.parse().ok())?
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn holders_are_found() {
+        let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+        assert_eq!(holder(file.as_file()).unwrap(), None);
+        let held = try_lock(file.reopen().unwrap().into(), Sharing::Exclusive).unwrap().unwrap();
+        assert_eq!(holder(file.as_file()).unwrap(), Some(std::process::id()));
+        drop(held);
+        assert_eq!(holder(file.as_file()).unwrap(), None);
+        let line = "12: FLOCK  ADVISORY  WRITE 4242 fe:0a:1234 0 EOF";
+        assert_eq!(exclusive_holder(line, (0xfe, 0x0a), 1234), Some(4242));
+        assert_eq!(exclusive_holder(line, (0xfe, 0x0a), 1235), None);
+        // One who waits.
+        assert_eq!(exclusive_holder(&line.replace("FLOCK", "-> FLOCK"), (0xfe, 0x0a), 1234), None);
+        assert_eq!(exclusive_holder(&line.replace("WRITE", "READ"), (0xfe, 0x0a), 1234), None);
+    }
 
     #[test]
     fn a_released_lock_is_free_though_a_descriptor_was_copied_by_a_fork() {

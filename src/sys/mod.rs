@@ -19,6 +19,7 @@ pub(crate) mod lock;
 pub(crate) mod memory;
 pub(crate) mod mount;
 pub(crate) mod mountinfo;
+pub(crate) mod process;
 pub(crate) mod remove;
 pub(crate) mod resolve;
 pub(crate) mod socket;

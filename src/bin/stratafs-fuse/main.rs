@@ -15,7 +15,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode, Stdio};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use stratafs::{ErrorKind, FuseMount, FuseUnmounter};
 use tracing::level_filters::LevelFilter;
@@ -95,7 +95,10 @@ fn run() -> Result<(), String> {
         Request::Version => {
             return print(&format!("stratafs-fuse {}\n", env!("CARGO_PKG_VERSION")));
         }
-        Request::Mount(request) => request,
+        Request::Mount(mut request) => {
+            request.options.may_be_asked = true;
+            request
+        }
     };
     if in_background || request.foreground || request.debug {
         log(request.debug);
@@ -142,10 +145,27 @@ fn go_to_background(arguments: &[OsString]) -> Result<(), String> {
     }
 }
 
+/// Mounts; an upper that only a server keeps whose mount nobody sees any more is taken over.
+fn mount(request: &MountRequest) -> stratafs::Result<FuseMount> {
+    let mount = || FuseMount::new(&request.target, &request.options);
+    let refused = match mount() {
+        Err(e) if e.kind() == ErrorKind::Busy => e,
+        mounted => return mounted,
+    };
+    match request.options.upper.as_ref().map(stratafs::end_unseen_server) {
+        Some(Ok(true)) => mount(),
+        Some(Err(e)) => {
+            tracing::warn!(error = %e, "cannot find out who has the upper");
+            Err(refused)
+        }
+        _ => Err(refused),
+    }
+}
+
 fn serve(request: &MountRequest, in_background: bool) -> Result<(), String> {
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1])
         .map_err(|e| format!("cannot take signals over: {e}"))?;
-    let mut mount = FuseMount::new(&request.target, &request.options).map_err(|e| e.to_string())?;
+    let mut mount = mount(request).map_err(|e| e.to_string())?;
     for (feature, granted) in mount.granted() {
         tracing::debug!(feature, granted, "asked of the kernel");
     }
@@ -161,6 +181,9 @@ fn serve(request: &MountRequest, in_background: bool) -> Result<(), String> {
     let unmounter = mount.unmounter();
     let on_signal = std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
         for signal in signals.forever() {
+            if signal == SIGUSR1 && !may_go() {
+                continue;
+            }
             tracing::debug!(signal, "unmounting");
             if unmount(&unmounter) {
                 break;
@@ -169,6 +192,14 @@ fn serve(request: &MountRequest, in_background: bool) -> Result<(), String> {
     });
     on_signal.map_err(|e| format!("cannot watch for signals: {e}"))?;
     mount.wait().map_err(|e| e.to_string())
+}
+
+/// Somebody wants the upper: whether nobody sees this mount any more.
+fn may_go() -> bool {
+    stratafs::nobody_sees_these_mounts().unwrap_or_else(|e| {
+        tracing::warn!(error = %e, "asked whether anybody sees the mount");
+        false
+    })
 }
 
 /// Unmounts at the wish of a signal: files that are in use can be used to their end.

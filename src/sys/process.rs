@@ -1,0 +1,83 @@
+//! Processes: a signal to another one, and who else is in this one's mount namespace.
+//!
+//! Sources: proc(5), pidfd_open(2), ioctl_ns(2), ptrace(2) ("Ptrace access mode checking").
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+
+use rustix::process::{Pid, PidfdFlags, Signal};
+
+use super::{stat, userns};
+
+/// Sends SIGUSR1 to a process. Whether there is one of this number.
+pub(crate) fn signal_user_1(pid: u32) -> io::Result<bool> {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(false) };
+    let sent = rustix::process::pidfd_open(pid, PidfdFlags::empty())
+        .and_then(|process| rustix::process::pidfd_send_signal(process, Signal::USR1));
+    match sent {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::SRCH) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Whether no other process is in the mount namespace of this one, so that nobody else sees what is mounted there.
+/// What cannot be found out counts as somebody.
+pub(crate) fn is_alone_with_its_mounts() -> io::Result<bool> {
+    let namespace = fs::metadata("/proc/self/ns/mnt")?.ino();
+    // Who is in a namespace that belongs to this user namespace can be looked at from there.
+    let sees_all = userns::may_administer()? && owns(&File::open("/proc/self/ns/mnt")?)?;
+    for entry in fs::read_dir("/proc")? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        if pid == std::process::id() {
+            continue;
+        }
+        match fs::metadata(entry.path().join("ns/mnt")) {
+            Ok(meta) if meta.ino() == namespace => return Ok(false),
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied && sees_all => {}
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Ok(false),
+            // It has ended meanwhile.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(true)
+}
+
+/// Whether a namespace belongs to this process's user namespace.
+fn owns(namespace: &File) -> io::Result<bool> {
+    /// Of `linux/nsfs.h`.
+    const NS_GET_USERNS: libc::Ioctl = 0xb701;
+    // SAFETY: no pointer is passed.
+    let owner = unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_USERNS) };
+    if owner < 0 {
+        let e = io::Error::last_os_error();
+        // One above this.
+        return if e.raw_os_error() == Some(libc::EPERM) { Ok(false) } else { Err(e) };
+    }
+    // SAFETY: it is new and nobody else's.
+    let owner = unsafe { OwnedFd::from_raw_fd(owner) };
+    Ok(stat::fstat(&owner)?.ino == fs::metadata("/proc/self/ns/user")?.ino())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn who_is_not_alone_says_so_and_processes_get_signals() {
+        let mut child = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap();
+        assert!(!is_alone_with_its_mounts().unwrap());
+        assert!(signal_user_1(child.id()).unwrap());
+        assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGUSR1));
+        assert!(!signal_user_1(u32::MAX).unwrap());
+    }
+}
