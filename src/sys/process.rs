@@ -69,15 +69,11 @@ fn owns(namespace: &File) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::process::ExitStatusExt;
-    use std::process::{Command, Stdio};
 
     #[test]
-    fn who_is_not_alone_says_so_and_processes_get_signals() {
-        let mut child = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap();
+    fn who_is_not_alone_says_so_and_nobody_gets_no_signal() {
+        // Whoever has started the tests is here, too.
         assert!(!is_alone_with_its_mounts().unwrap());
-        assert!(signal_user_1(child.id()).unwrap());
-        assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGUSR1));
         assert!(!signal_user_1(u32::MAX).unwrap());
     }
 }
