@@ -175,7 +175,7 @@ pub use driver::{
 #[doc(hidden)]
 pub use driver::{
     end_unseen_server, fuse_privileges, is_of_containers_storage, leave_terminal,
-    nobody_sees_these_mounts,
+    nobody_sees_the_mount_on,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use image::{

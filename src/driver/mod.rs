@@ -46,7 +46,7 @@ pub use settle::settle_upper;
 #[cfg(feature = "fuse")]
 pub use union::{FuseDriver, FuseServer};
 #[cfg(feature = "fuse")]
-pub use unseen::{end_unseen_server, nobody_sees_these_mounts};
+pub use unseen::{end_unseen_server, nobody_sees_the_mount_on};
 
 pub(crate) use guard::{WriteBack, detach_at, write_back};
 pub(crate) use target::is_mount_point;

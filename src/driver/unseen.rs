@@ -6,7 +6,9 @@
 //! elsewhere nobody can find out who is in that namespace, so it is the server that is asked, by SIGUSR1, and that
 //! unmounts if it is alone. Only one whose lock says that it knows what is meant gets the signal.
 
-use std::io::Read as _;
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::{UpperDir, own_work};
@@ -16,7 +18,7 @@ use crate::sys::dir::Dir;
 use crate::sys::lock::{self, Sharing};
 use crate::sys::process;
 
-/// What the file says that is locked, if its holder may be asked.
+/// What the file that is locked begins with, if its holder may be asked. With each refusal it gets longer.
 pub(crate) const MAY_BE_ASKED: &[u8] =
     b"SIGUSR1: unmount if nobody else is in the mount namespace\n";
 
@@ -28,29 +30,45 @@ const LIMIT: Duration = Duration::from_secs(3);
 #[doc(hidden)]
 pub fn end_unseen_server(upper: &UpperDir) -> Result<bool> {
     let work = &upper.work;
-    let dir = Dir::open(work).at("open work directory", work)?;
-    let own = dir.open_dir(&own_work()?).at("open the union's own directory in", work)?;
-    let mut file = own.open_file(&Name::new("lock")?).at("open the lock in", work)?;
+    let mut file = open_lock(work)?;
     let mut says = Vec::new();
     file.read_to_end(&mut says).at("read the lock in", work)?;
     let holder = lock::holder(&file).at("ask for the holder of the lock in", work)?;
-    let Some(holder) = holder.filter(|_| says == MAY_BE_ASKED) else { return Ok(false) };
+    let Some(holder) = holder.filter(|_| says.starts_with(MAY_BE_ASKED)) else { return Ok(false) };
     process::signal_user_1(holder).at("ask the server of", &upper.dir)?;
     let start = Instant::now();
-    let mut lock = file.into();
     while start.elapsed() < LIMIT {
+        let len = file.metadata().at("look at the lock in", work)?.len();
+        let lock = file.try_clone().at("share the lock in", work)?.into();
         // Given back at once, for whoever mounts.
-        match lock::try_lock(lock, Sharing::Exclusive).at("lock", work)? {
-            Ok(_) => return Ok(true),
-            Err(still) => lock = still,
+        if lock::try_lock(lock, Sharing::Exclusive).at("lock", work)?.is_ok() {
+            return Ok(true);
+        }
+        if usize::try_from(len).is_ok_and(|len| len > says.len()) {
+            return Ok(false);
         }
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(false)
 }
 
-/// For the program `stratafs-fuse`: whether no other process sees the mounts of this one.
+/// The file that is locked while a union writes to the upper.
+fn open_lock(work: &Path) -> Result<File> {
+    let dir = Dir::open(work).at("open work directory", work)?;
+    let own = dir.open_dir(&own_work()?).at("open the union's own directory in", work)?;
+    own.open_or_create(&Name::new("lock")?, 0o600).at("open the lock in", work)
+}
+
+/// For the program `stratafs-fuse`, when it is asked: whether no other process sees its mount. If one does, whoever
+/// asks for the upper is told.
 #[doc(hidden)]
-pub fn nobody_sees_these_mounts() -> Result<bool> {
-    process::is_alone_with_its_mounts().at("look who is in the mount namespace, in", "/proc")
+pub fn nobody_sees_the_mount_on(upper: &UpperDir) -> Result<bool> {
+    let alone = process::is_alone_with_its_mounts();
+    if !alone.as_ref().is_ok_and(|alone| *alone) {
+        let mut file = open_lock(&upper.work)?;
+        file.seek(SeekFrom::End(0))
+            .and_then(|_| file.write_all(b"-"))
+            .at("write the lock in", &upper.work)?;
+    }
+    alone.at("look who is in the mount namespace, in", "/proc")
 }

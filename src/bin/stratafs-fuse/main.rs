@@ -17,7 +17,7 @@ use std::process::{Command, ExitCode, Stdio};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
-use stratafs::{ErrorKind, FuseMount, FuseUnmounter};
+use stratafs::{ErrorKind, FuseMount, FuseUnmounter, UpperDir};
 use tracing::level_filters::LevelFilter;
 
 use options::{Caller, MountRequest, Request};
@@ -178,10 +178,10 @@ fn serve(request: &MountRequest, in_background: bool) -> Result<(), String> {
             tracing::warn!(error = %e, "nobody waits for the mount");
         }
     }
-    let unmounter = mount.unmounter();
+    let (unmounter, upper) = (mount.unmounter(), request.options.upper.clone());
     let on_signal = std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
         for signal in signals.forever() {
-            if signal == SIGUSR1 && !may_go() {
+            if signal == SIGUSR1 && !upper.as_ref().is_some_and(may_go) {
                 continue;
             }
             tracing::debug!(signal, "unmounting");
@@ -195,8 +195,8 @@ fn serve(request: &MountRequest, in_background: bool) -> Result<(), String> {
 }
 
 /// Somebody wants the upper: whether nobody sees this mount any more.
-fn may_go() -> bool {
-    stratafs::nobody_sees_these_mounts().unwrap_or_else(|e| {
+fn may_go(upper: &UpperDir) -> bool {
+    stratafs::nobody_sees_the_mount_on(upper).unwrap_or_else(|e| {
         tracing::warn!(error = %e, "asked whether anybody sees the mount");
         false
     })
