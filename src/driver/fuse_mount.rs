@@ -278,8 +278,8 @@ pub(super) fn open(options: &FuseMountOptions, target: Option<&Target>) -> Resul
         Some((paths, dir)) => {
             let (work, lock) = open_work(paths, &dir)?;
             if options.may_be_asked {
-                let says = lock::write(&lock, MAY_BE_ASKED);
-                says.at("write the lock in", &paths.work)?;
+                let says = lock::set_mode(&lock, MAY_BE_ASKED);
+                says.at("set the mode of the lock in", &paths.work)?;
             }
             let (dir, lock) = (Arc::new(dir), Some(lock));
             Some(Upper { dir, format: options.format, work, lock })

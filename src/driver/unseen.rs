@@ -4,10 +4,10 @@
 //! last one there when all others have gone, and keeps the mount and the namespace with itself. To everybody else
 //! the mount has gone: whoever mounts the same upper again is right to, and must not find it in use. From
 //! elsewhere nobody can find out who is in that namespace, so it is the server that is asked, by SIGUSR1, and that
-//! unmounts if it is alone. Only one whose lock says that it knows what is meant gets the signal.
+//! unmounts if it is alone. Only one whose lock says that it knows what is meant gets the signal: by its mode, for
+//! which a full disk has room, too.
 
 use std::fs::File;
-use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -15,12 +15,13 @@ use super::{UpperDir, own_work};
 use crate::error::{IoContext, Result};
 use crate::path::Name;
 use crate::sys::dir::Dir;
+use crate::sys::file;
 use crate::sys::lock::{self, Sharing};
 use crate::sys::process;
+use crate::sys::stat::{self, Time};
 
-/// What the file that is locked begins with, if its holder may be asked. With each refusal it gets longer.
-pub(crate) const MAY_BE_ASKED: &[u8] =
-    b"SIGUSR1: unmount if nobody else is in the mount namespace\n";
+/// The mode of the file that is locked, if its holder may be asked. With each refusal it gets another mtime.
+pub(crate) const MAY_BE_ASKED: u32 = 0o700;
 
 /// How long a server may take to unmount. One that does not is waited for in vain.
 const LIMIT: Duration = Duration::from_secs(3);
@@ -30,21 +31,21 @@ const LIMIT: Duration = Duration::from_secs(3);
 #[doc(hidden)]
 pub fn end_unseen_server(upper: &UpperDir) -> Result<bool> {
     let work = &upper.work;
-    let mut file = open_lock(work)?;
-    let mut says = Vec::new();
-    file.read_to_end(&mut says).at("read the lock in", work)?;
+    let file = open_lock(work)?;
+    let look = || stat::fstat(&file).at("look at the lock in", work);
+    let says = look()?;
     let holder = lock::holder(&file).at("ask for the holder of the lock in", work)?;
-    let Some(holder) = holder.filter(|_| says.starts_with(MAY_BE_ASKED)) else { return Ok(false) };
+    let Some(holder) = holder.filter(|_| says.mode == MAY_BE_ASKED) else { return Ok(false) };
     process::signal_user_1(holder).at("ask the server of", &upper.dir)?;
     let start = Instant::now();
     while start.elapsed() < LIMIT {
-        let len = file.metadata().at("look at the lock in", work)?.len();
+        let refused = look()?.mtime != says.mtime;
         let lock = file.try_clone().at("share the lock in", work)?.into();
         // Given back at once, for whoever mounts.
         if lock::try_lock(lock, Sharing::Exclusive).at("lock", work)?.is_ok() {
             return Ok(true);
         }
-        if usize::try_from(len).is_ok_and(|len| len > says.len()) {
+        if refused {
             return Ok(false);
         }
         std::thread::sleep(Duration::from_millis(5));
@@ -65,10 +66,8 @@ fn open_lock(work: &Path) -> Result<File> {
 pub fn nobody_sees_the_mount_on(upper: &UpperDir) -> Result<bool> {
     let alone = process::is_alone_with_its_mounts();
     if !alone.as_ref().is_ok_and(|alone| *alone) {
-        let mut file = open_lock(&upper.work)?;
-        file.seek(SeekFrom::End(0))
-            .and_then(|_| file.write_all(b"-"))
-            .at("write the lock in", &upper.work)?;
+        let now = file::set_modified(&open_lock(&upper.work)?, Time::now());
+        now.at("set the time of the lock in", &upper.work)?;
     }
     alone.at("look who is in the mount namespace, in", "/proc")
 }

@@ -130,8 +130,8 @@ pub(crate) fn lock_work(own: &Dir, upper: &Path) -> Result<Flock> {
     let file = own.open_or_create(&name, 0o600).at("make the lock for", upper)?;
     match try_lock(file.into(), Sharing::Exclusive).at("lock", upper)? {
         Ok(lock) => {
-            // What the one before has said of itself.
-            lock::write(&lock, b"").at("write the lock for", upper)?;
+            // The one before may have said more of itself.
+            lock::set_mode(&lock, 0o600).at("set the mode of the lock for", upper)?;
             Ok(lock)
         }
         Err(_) => Err(Error::new(

@@ -81,14 +81,9 @@ pub(crate) fn lock(fd: OwnedFd, sharing: Sharing) -> io::Result<Flock> {
     }
 }
 
-/// Writes what the file of a lock is to say while it is held.
-pub(crate) fn write(lock: &Flock, text: &[u8]) -> io::Result<()> {
-    rustix::fs::ftruncate(lock, 0)?;
-    let mut written = 0;
-    while let Some(rest) = text.get(written..).filter(|rest| !rest.is_empty()) {
-        written = written.saturating_add(rustix::io::pwrite(lock, rest, written as u64)?);
-    }
-    Ok(())
+/// Sets the mode of the file of a lock, by which its holder can say something without any room on the disk.
+pub(crate) fn set_mode(lock: &Flock, mode: u32) -> io::Result<()> {
+    Ok(rustix::fs::fchmod(lock, rustix::fs::Mode::from_raw_mode(mode))?)
 }
 
 /// The process that holds an exclusive lock of a file, by its number here; none if that is in another process

@@ -402,8 +402,9 @@ fn finish(format: LayerFormat, place: Place<'_>, dir: &Dir, make: &Make) -> io::
         place.chown(Some(make.uid), Some(gid))?;
     }
     if stands_for_zero_device(format, make) {
-        Union::set_zero_device_mode(place, Some(format), stat.mode | special)?;
+        // By that mode its owner may set an xattr.
         place.chmod(ZERO_DEVICE_FILE)?;
+        Union::set_zero_device_mode(place, Some(format), stat.mode | special)?;
     } else if special != 0 {
         place.chmod(stat.mode | special)?;
     } else if !given {
