@@ -16,6 +16,8 @@ pub enum Maker {
     Ours,
     /// The same without the kernel's writeback.
     OursWithoutWriteback,
+    /// The same, whose threads sleep as soon as they have answered.
+    OursWithoutPolling,
     /// The same, which never waits for the disk.
     OursVolatile,
     /// The kernel's overlayfs, for root.
@@ -31,7 +33,7 @@ pub enum Maker {
 impl Maker {
     /// Those that can be tried here; says which others are skipped, and why.
     pub fn all() -> Vec<Maker> {
-        let mut makers = vec![Maker::Ours, Maker::OursWithoutWriteback];
+        let mut makers = vec![Maker::Ours, Maker::OursWithoutPolling, Maker::OursWithoutWriteback];
         if is_root() {
             makers.push(Maker::Kernel);
         } else {
@@ -46,7 +48,9 @@ impl Maker {
     /// Of those, the ones that differ in how they copy up.
     pub fn that_copy_up() -> Vec<Maker> {
         let mut makers = Maker::all();
-        makers.retain(|maker| *maker != Maker::OursWithoutWriteback);
+        makers.retain(|maker| {
+            !matches!(maker, Maker::OursWithoutWriteback | Maker::OursWithoutPolling)
+        });
         makers.insert(1, Maker::OursVolatile);
         if makers.contains(&Maker::Kernel) {
             makers.extend([Maker::KernelVolatile, Maker::KernelMetacopy]);
@@ -59,6 +63,7 @@ impl Maker {
         match self {
             Maker::Ours => super::table::OURS,
             Maker::OursWithoutWriteback => "writeback off",
+            Maker::OursWithoutPolling => "busy_poll 0",
             Maker::OursVolatile => "stratafs volatile",
             Maker::Kernel => "kernel",
             Maker::KernelVolatile => "kernel volatile",
@@ -82,7 +87,10 @@ impl Mounted {
             empty(dir);
         }
         let ours = match maker {
-            Maker::Ours | Maker::OursWithoutWriteback | Maker::OursVolatile => {
+            Maker::Ours
+            | Maker::OursWithoutWriteback
+            | Maker::OursWithoutPolling
+            | Maker::OursVolatile => {
                 let format =
                     if is_root() { LayerFormat::OverlayTrusted } else { LayerFormat::OverlayUser };
                 let mut options = FuseMountOptions::new(format);
@@ -91,6 +99,9 @@ impl Mounted {
                 options.upper = Some(UpperDir { dir: upper, work });
                 options.writeback = maker != Maker::OursWithoutWriteback;
                 options.volatile = maker == Maker::OursVolatile;
+                if maker == Maker::OursWithoutPolling {
+                    options.busy_poll = std::time::Duration::ZERO;
+                }
                 Some(FuseMount::new(&target, &options).map_err(|e| e.to_string())?)
             }
             _ => {

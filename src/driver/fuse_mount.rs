@@ -26,6 +26,10 @@ use crate::sys::mountinfo;
 use crate::union::{Lower, SyncPolicy, Union, UnionOptions, UnionSpec, Upper};
 
 /// A layer directory that is only read, and the format of its marks.
+///
+/// In a layer of containers/storage (a directory `diff` beside a file `link`) the marks of AUFS, `.wh.NAME` and
+/// `.wh..wh..opq`, are marks as well, whatever the format: for a program that mounts in the kernel's place
+/// podman and buildah unpack images with those.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FuseLayer {
     /// The directory.

@@ -36,7 +36,12 @@ pub fn end_unseen_server(upper: &UpperDir) -> Result<bool> {
     let says = look()?;
     let holder = lock::holder(&file).at("ask for the holder of the lock in", work)?;
     let Some(holder) = holder.filter(|_| says.mode == MAY_BE_ASKED) else { return Ok(false) };
-    process::signal_user_1(holder).at("ask the server of", &upper.dir)?;
+    let is_still_meant =
+        || Ok(lock::holder(&file)? == Some(holder) && stat::fstat(&file)?.mode == MAY_BE_ASKED);
+    if !process::ask_by_signal(holder, is_still_meant).at("ask the server of", &upper.dir)? {
+        // It has gone, or is no such server.
+        return Ok(false);
+    }
     let start = Instant::now();
     while start.elapsed() < LIMIT {
         let refused = look()?.mtime != says.mtime;

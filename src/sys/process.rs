@@ -1,4 +1,4 @@
-//! Processes: a signal to another one, and who else is in this one's mount namespace.
+//! Processes: a question to another one by a signal, and who else is in this one's mount namespace.
 //!
 //! Sources: proc(5), pidfd_open(2), ioctl_ns(2), ptrace(2) ("Ptrace access mode checking").
 
@@ -11,16 +11,37 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 
 use super::{stat, userns};
 
-/// Sends SIGUSR1 to a process. Whether there is one of this number.
-pub(crate) fn signal_user_1(pid: u32) -> io::Result<bool> {
-    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(false) };
-    let sent = rustix::process::pidfd_open(pid, PidfdFlags::empty())
-        .and_then(|process| rustix::process::pidfd_send_signal(process, Signal::USR1));
-    match sent {
+/// Sends SIGUSR1 to a process, if it takes that signal (it would end any other), and if it is still the one that is
+/// meant once it cannot become another any more. Whether it was sent.
+pub(crate) fn ask_by_signal(
+    pid: u32,
+    is_still_meant: impl FnOnce() -> io::Result<bool>,
+) -> io::Result<bool> {
+    let Some(number) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(false) };
+    let process = match rustix::process::pidfd_open(number, PidfdFlags::empty()) {
+        Err(rustix::io::Errno::SRCH) => return Ok(false),
+        opened => opened?,
+    };
+    let status = match fs::read_to_string(format!("/proc/{pid}/status")) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        status => status?,
+    };
+    if !catches(&status, libc::SIGUSR1) || !is_still_meant()? {
+        return Ok(false);
+    }
+    match rustix::process::pidfd_send_signal(process, Signal::USR1) {
         Ok(()) => Ok(true),
         Err(rustix::io::Errno::SRCH) => Ok(false),
         Err(e) => Err(e.into()),
     }
+}
+
+/// Whether a process has a handler for a signal, by its `/proc/PID/status`.
+fn catches(status: &str, signal: i32) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    let bit = u32::try_from(signal).ok().and_then(|signal| signal.checked_sub(1));
+    bit.and_then(|bit| Some(mask? >> bit & 1 == 1)).unwrap_or(false)
 }
 
 /// Whether no other process is in the mount namespace of this one, so that nobody else sees what is mounted there.
@@ -71,9 +92,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_is_not_alone_says_so_and_nobody_gets_no_signal() {
+    fn who_is_not_alone_says_so() {
         // Whoever has started the tests is here, too.
         assert!(!is_alone_with_its_mounts().unwrap());
-        assert!(!signal_user_1(u32::MAX).unwrap());
+    }
+
+    #[test]
+    fn who_does_not_take_the_signal_is_not_ended_by_it() {
+        // It would end these tests.
+        assert!(!ask_by_signal(std::process::id(), || Ok(true)).unwrap());
+        assert!(!ask_by_signal(u32::MAX, || Ok(true)).unwrap());
+        let status = "Name:\tx\nSigIgn:\t0000000000000000\nSigCgt:\t0000000000000200\n";
+        assert!(catches(status, libc::SIGUSR1) && !catches(status, libc::SIGUSR2));
+        assert!(!catches("", libc::SIGUSR1));
     }
 }
