@@ -21,13 +21,13 @@ use super::lookup::{Found, View};
 use super::node::{Node, State};
 use super::remove::{lock_names, put_whiteout, take_out_dir};
 use super::workdir::Marker;
-use super::xattr::ZERO_DEVICE_FILE;
+use super::xattr::{ZERO_DEVICE_FILE, copied};
 use super::{Union, UpperBranch};
 use crate::layer::marks;
 use crate::path::{Name, RelPath};
 use crate::sys::dir::{Dir, OnExisting, set_times};
 use crate::sys::errno::Code;
-use crate::sys::file::{self, Place};
+use crate::sys::file::{self, Place, SetTime};
 use crate::sys::umask;
 use crate::sys::xattr;
 
@@ -376,10 +376,20 @@ impl Union {
             marks::make_opaque(upper.format, &empty)?;
             let place = Place::Child(work, &temp);
             place.chown(Some(stat.uid), Some(stat.gid))?;
+            // A kill may come before it is replaced: it is what it was.
+            let old = xattr::Of::Child(&side.dir, side.name);
+            for key in xattr::list(old)? {
+                if copied(Some(upper.format), Some(upper.format), &key).is_some()
+                    && let Some(value) = xattr::get(old, &key)?
+                {
+                    xattr::set(place.xattrs(), &key, &value)?;
+                }
+            }
+            place.chmod(stat.mode)?;
+            place.set_times(SetTime::To(stat.atime), SetTime::To(stat.mtime))?;
             upper.keep_order(&empty)?;
             let exchange = || work.exchange(&temp, &side.dir, side.name);
-            file::moving(&side.dir, side.name, exchange)?;
-            Place::Open(empty.as_fd()).chmod(stat.mode)
+            file::moving(&side.dir, side.name, || file::moving(work, &temp, exchange))
         })();
         upper.work.discard_dir(&temp);
         made?;

@@ -75,6 +75,7 @@ const CHANGES: &[Change] = &[
     ("exchange", |u| u.mv("d/file", "over", RenameMode::Exchange)),
     ("rename of a directory", |u| u.mv("d/sub", "moved", RenameMode::Replace)),
     ("rename of a directory over a whiteout", |u| u.mv("d", "gone", RenameMode::Replace)),
+    ("rename of a directory over an empty one", |u| u.mv("d/sub", "empty", RenameMode::Replace)),
     ("unlink", |u| u.rm("over")),
     ("unlink of what was changed", |u| u.rm("changed")),
     ("rmdir", |u| u.rm_dir("empty")),
@@ -104,6 +105,8 @@ fn used(format: LayerFormat) -> Fixture {
     let u = f.open();
     u.rm("gone").unwrap();
     u.rm("empty/x").unwrap();
+    u.set_xattr(&found(&u, "empty"), b"user.dir", b"d", OnPresence::Any, SetAttr::nothing().caller)
+        .unwrap();
     set(&u, "changed", SetAttr { mode: Some(0o600), ..SetAttr::nothing() }).unwrap();
     set(&u, "link-1", SetAttr { mode: Some(0o600), ..SetAttr::nothing() }).unwrap();
     u.close().unwrap();
