@@ -29,6 +29,11 @@ impl IdMap {
         IdMap { ranges, squash }
     }
 
+    /// The ranges, and the one id to show.
+    pub(crate) fn parts(&self) -> (&[Range], Option<u32>) {
+        (&self.ranges, self.squash)
+    }
+
     /// What is shown for an id that a file has.
     pub(crate) fn shown(&self, host: u32) -> u32 {
         if let Some(id) = self.squash {

@@ -139,7 +139,6 @@ pub mod helper;
 mod idmap;
 mod image;
 mod layer;
-mod override_stat;
 mod path;
 mod progress;
 mod store;
@@ -191,6 +190,7 @@ pub use store::{
 };
 #[doc(hidden)]
 pub use store::{DurablePoint, DurablePointHook};
+pub use sys::owners::Owners;
 #[cfg(feature = "fuse")]
 pub use union::Settled;
 

@@ -12,9 +12,10 @@ use crate::archive::Ownership;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::foreign::{self, Key, VerityDigest};
 use crate::layer::marks::Redirect;
-use crate::override_stat::{self, OverrideStat};
 use crate::path::RelPath;
-use crate::sys::dir;
+use crate::sys::file::{Place, SetTime};
+use crate::sys::override_stat::{self, OverrideStat};
+use crate::sys::owners::Owners;
 use crate::sys::stat::{FileType, Stat};
 use crate::sys::xattr::{self, Of};
 
@@ -75,6 +76,8 @@ impl Adoption<'_> {
                 Key::Opaque | Key::Redirect | Key::Note | Key::Machine | Key::Escaped => {
                     self.drop_xattr(text);
                 }
+                // A layer of a store that keeps owners there: it has been looked at.
+                Key::OverrideStat if branch.dir.owners() == Owners::InXattrs => {}
                 Key::OverrideStat => {
                     overridden = true;
                     let found = self.override_stat(&get()?, &text);
@@ -151,16 +154,12 @@ impl Adoption<'_> {
         }
     }
 
-    /// Gives a new file what its attributes say. `of` is the file itself, open, or its name where it
-    /// cannot be opened.
-    pub(super) fn give(&self, attributes: &Attributes, of: Of<'_>) -> Result<()> {
+    /// Gives a new file what its attributes say.
+    pub(super) fn give(&self, attributes: &Attributes, to: Place<'_>) -> Result<()> {
         let stat = &attributes.stat;
         let fail = |what: &'static str| move |e: io::Error| Error::io(what, &self.path, e);
-        if self.options.ownership == Ownership::AsRecorded {
-            let set = match of {
-                Of::Fd(fd) => dir::fchown(fd, stat.uid, stat.gid),
-                Of::Child(dir, name) => dir.chown_at(name, stat.uid, stat.gid),
-            };
+        if self.options.ownership != Ownership::Ignore {
+            let set = to.chown(Some(stat.uid), Some(stat.gid));
             set.map_err(fail("set owner of")).map_err(|e| match e.kind() {
                 ErrorKind::PermissionDenied => {
                     e.context("owners need CAP_CHOWN: run with it, or adopt with Ownership::Ignore")
@@ -170,21 +169,14 @@ impl Adoption<'_> {
         }
         let (lists, plain): (Vec<_>, Vec<_>) =
             attributes.xattrs.iter().partition(|(key, _)| key.starts_with(b"system."));
-        self.set_xattrs(of, &plain)?;
+        self.set_xattrs(to.xattrs(), &plain)?;
         // A symlink has no mode of its own.
         if stat.file_type != FileType::Symlink {
-            match of {
-                Of::Fd(fd) => dir::fchmod(fd, stat.mode),
-                Of::Child(dir, name) => dir.chmod_at(name, stat.mode),
-            }
-            .map_err(fail("set mode of"))?;
+            to.chmod(stat.mode).map_err(fail("set mode of"))?;
         }
-        self.set_xattrs(of, &lists)?;
-        match of {
-            Of::Fd(fd) => dir::set_times(fd, stat.atime, stat.mtime),
-            Of::Child(dir, name) => dir.set_times_at(name, stat.atime, stat.mtime),
-        }
-        .map_err(fail("set times of"))
+        self.set_xattrs(to.xattrs(), &lists)?;
+        let (atime, mtime) = (SetTime::To(stat.atime), SetTime::To(stat.mtime));
+        to.set_times(atime, mtime).map_err(fail("set times of"))
     }
 
     fn set_xattrs(&self, of: Of<'_>, xattrs: &[&(Vec<u8>, Vec<u8>)]) -> Result<()> {

@@ -16,6 +16,7 @@ use crate::layer::descent::{Descent, Purpose};
 use crate::path::{Name, RelPath};
 use crate::progress;
 use crate::sys::dir::{Dir, Node};
+use crate::sys::file::Place;
 use crate::sys::stat::{FileType, Stat, fstat};
 use crate::sys::xattr::Of;
 
@@ -99,7 +100,7 @@ impl Adoption<'_> {
         let path = part.path.join(name);
         let shown = self.stack.shown(part.layer, &path);
         let from = open(dir, name, &shown)?;
-        let stat = fstat(&from).map_err(|e| Error::io("look at", &shown, e))?;
+        let stat = dir.stat_of(&from).map_err(|e| Error::io("look at", &shown, e))?;
         if !stat.same_inode(listed) {
             return Err(changed(shown));
         }
@@ -117,7 +118,7 @@ impl Adoption<'_> {
             self.copy(&from, &to, &stat, &shown)?;
         }
         self.unchanged(&from, &stat, &shown)?;
-        self.give(&attributes, Of::Fd(to.as_fd()))?;
+        self.give(&attributes, here.place(Of::Fd(to.as_fd())))?;
         self.counter.add(&fstat(&to).at("look at", &self.path)?);
         self.note_link(&stat);
         self.count()
@@ -233,7 +234,7 @@ impl Adoption<'_> {
             ),
             _ => e,
         })?;
-        self.give(attributes, Of::Child(&here, name))?;
+        self.give(attributes, Place::Child(&here, name))?;
         self.counter.add(&here.stat_at(name).at("look at", &self.path)?);
         self.note_link(&attributes.stat);
         self.count()

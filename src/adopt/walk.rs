@@ -21,6 +21,7 @@ use crate::layer::{foreign, marks};
 use crate::path::{Name, RelPath};
 use crate::progress::report;
 use crate::sys::dir::Dir;
+use crate::sys::file::Place;
 use crate::sys::stat::Stat;
 use crate::sys::xattr::Of;
 
@@ -223,7 +224,7 @@ impl Adoption<'_> {
             }
         }
         let dir = Arc::clone(self.target.dir());
-        self.give(&frame.attributes, Of::dir(&dir))?;
+        self.give(&frame.attributes, Place::dir(&dir))?;
         self.counter.add(&dir.stat().at("look at", &self.path)?);
         drop(dir);
         self.count()?;

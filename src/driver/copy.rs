@@ -99,7 +99,7 @@ fn make_beside(request: &MountRequest, tree: &Path) -> Result<()> {
         return Err(Error::new(ErrorKind::InvalidArgument, text).with_path(tree));
     };
     let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-    let parent_dir = Dir::open(parent).at("open directory", parent)?;
+    let parent_dir = Dir::open_with(parent, request.owners).at("open directory", parent)?;
     let mut text = OsString::from(".");
     text.push(file_name);
     // A number that nobody else draws.
@@ -126,7 +126,7 @@ fn make_beside(request: &MountRequest, tree: &Path) -> Result<()> {
 fn layers(request: &MountRequest) -> Result<LayerStack> {
     let upper = request.upper.as_ref().map(|upper| &upper.dir);
     let branch = |path: &PathBuf| {
-        let dir = Arc::new(Dir::open(path).at("open layer", path)?);
+        let dir = Arc::new(Dir::open_with(path, request.owners).at("open layer", path)?);
         Ok(Branch { dir, format: request.format })
     };
     Ok(LayerStack::new(upper.into_iter().chain(&request.lower).map(branch).collect::<Result<_>>()?))

@@ -23,6 +23,7 @@ use crate::sys::dir::Dir;
 use crate::sys::lock::{self, Flock};
 use crate::sys::mount as sys;
 use crate::sys::mountinfo;
+use crate::sys::owners::Owners;
 use crate::union::{Lower, SyncPolicy, Union, UnionOptions, UnionSpec, Upper};
 
 /// A layer directory that is only read, and the format of its marks.
@@ -59,6 +60,8 @@ pub struct FuseMountOptions {
     pub upper: Option<UpperDir>,
     /// The format of the upper.
     pub format: LayerFormat,
+    /// Where all layers keep owners. The default is where file systems do.
+    pub owners: Owners,
     /// User ids; without any range they are as the files have them. Ids in no range are shown as 65534,
     /// and cannot be given to a file.
     pub uids: Vec<IdRange>,
@@ -115,6 +118,7 @@ impl FuseMountOptions {
             lowers: Vec::new(),
             upper: None,
             format,
+            owners: Owners::OfFiles,
             uids: Vec::new(),
             gids: Vec::new(),
             squash_uid: None,
@@ -256,7 +260,7 @@ pub(super) fn open(options: &FuseMountOptions, target: Option<&Target>) -> Resul
     let mut seen: Vec<(u64, u64)> = Vec::new();
     let mut layer = |path: &Path, format: LayerFormat| -> Result<Dir> {
         super::union::marks_can_be_read(format)?;
-        let dir = Dir::open(path).at("open layer", path)?;
+        let dir = Dir::open_with(path, options.owners).at("open layer", path)?;
         if let Some(target) = target {
             target.keep_apart(&dir, path)?;
         }
@@ -320,7 +324,8 @@ pub fn is_of_containers_storage(layer: &Path) -> bool {
 
 /// Opens the union's own directory in a work directory, and locks it.
 fn open_work(paths: &UpperDir, upper: &Dir) -> Result<(Dir, Flock)> {
-    let work = Dir::open(&paths.work).at("open work directory", &paths.work)?;
+    let work = Dir::open_with(&paths.work, upper.owners());
+    let work = work.at("open work directory", &paths.work)?;
     let refuse = |message: String| {
         Err(Error::new(ErrorKind::InvalidArgument, message).with_path(&paths.work))
     };

@@ -54,6 +54,7 @@ pub(crate) use target::is_mount_point;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::LayerFormat;
 use crate::path::Name;
+use crate::sys::owners::Owners;
 
 mod sealed {
     pub trait Sealed {}
@@ -98,6 +99,8 @@ pub struct MountRequest {
     pub upper: Option<UpperDir>,
     /// The format of all these layers.
     pub format: LayerFormat,
+    /// Where all these layers keep owners. The default is where file systems do.
+    pub owners: Owners,
     /// Whether a single lower bears whiteouts or opaque marks, which a bind mount of it would show.
     /// When in doubt, `true`, the default.
     pub lower_has_marks: bool,
@@ -131,6 +134,7 @@ impl MountRequest {
             lower: Vec::new(),
             upper: None,
             format,
+            owners: Owners::OfFiles,
             lower_has_marks: true,
             empty: empty.into(),
             tree: None,

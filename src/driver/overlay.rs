@@ -29,6 +29,7 @@ use super::{
 };
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::LayerFormat;
+use crate::sys::owners::Owners;
 use crate::sys::{mountinfo, userns};
 
 use ladder::Ladder;
@@ -66,6 +67,7 @@ impl OverlayDriver {
                  are plain files to it",
             ));
         }
+        owners_can_be_shown(request.owners)?;
         if request.lower.len() > MAX_LAYERS {
             return Err(Error::new(
                 ErrorKind::LimitExceeded,
@@ -114,6 +116,18 @@ fn options(request: &MountRequest) -> Vec<String> {
         options.push("volatile".to_owned());
     }
     options
+}
+
+/// The kernel shows files as they are.
+fn owners_can_be_shown(owners: Owners) -> Result<()> {
+    match owners {
+        Owners::OfFiles => Ok(()),
+        Owners::InXattrs => Err(Error::new(
+            ErrorKind::Unsupported,
+            "the kernel's overlayfs does not read owners that are kept in xattrs: every file would be this \
+             user's; use the driver fuse",
+        )),
+    }
 }
 
 /// In a user namespace marks of the trusted format are not seen: the kernel mounts such layers

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::layer::LayerFormat;
+use crate::sys::owners::Owners;
 
 /// Where, and for which layers, to try an engine.
 #[derive(Clone, Debug)]
@@ -16,12 +17,14 @@ pub struct ProbeTarget {
     pub dir: PathBuf,
     /// The format of the layers.
     pub format: LayerFormat,
+    /// Where they keep owners. The default is where file systems do.
+    pub owners: Owners,
 }
 
 impl ProbeTarget {
     /// Trials of `format` in `dir`.
     pub fn new(dir: impl Into<PathBuf>, format: LayerFormat) -> Self {
-        ProbeTarget { dir: dir.into(), format }
+        ProbeTarget { dir: dir.into(), format, owners: Owners::OfFiles }
     }
 }
 

@@ -24,9 +24,11 @@ use super::{
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::fuse::{Transport, View, ViewUpper};
 use crate::helper::HelperCommand;
+use crate::idmap::{IdMap, Range};
 use crate::layer::LayerFormat;
 use crate::sys::fuse::{self, FuseMount};
 use crate::sys::mount::{self as sys, Attributes, Refusal};
+use crate::sys::owners::Owners;
 use crate::sys::userns;
 
 use helped::Helped;
@@ -109,10 +111,14 @@ impl FuseDriver {
                 own: own_work()?,
             }),
         };
+        let (uids, gids) = shown_ids(request.owners);
         Ok(View {
             lowers,
             upper,
             format: request.format,
+            owners: request.owners,
+            uids,
+            gids,
             volatile: request.options.volatile,
             attributes: restrictions(request).attributes(),
             transport: self.transport()?,
@@ -141,6 +147,17 @@ fn layers(request: &MountRequest) -> Vec<&PathBuf> {
         ([], None) => vec![&request.empty],
         (lower, _) => lower.iter().collect(),
     }
+}
+
+/// Whose the files are shown to be. Where owners are in xattrs, root in a user namespace sees them as they are; who
+/// is nobody's root sees all files as his own, as in a copy, and what he makes is root's.
+fn shown_ids(owners: Owners) -> (IdMap, IdMap) {
+    let (user, group) = fuse::user_and_group();
+    if owners == Owners::OfFiles || user == 0 {
+        return (IdMap::default(), IdMap::default());
+    }
+    let own = |id| IdMap::new(vec![Range { host: 0, shown: id, len: 1 }], Some(id));
+    (own(user), own(group))
 }
 
 fn restrictions(request: &MountRequest) -> Restrictions {
@@ -257,6 +274,9 @@ impl Driver for FuseDriver {
         let mut options = vec![format!("format={}", request.format)];
         if request.options.volatile && request.upper.is_some() {
             options.push("volatile".to_owned());
+        }
+        if request.owners == Owners::InXattrs {
+            options.push("xattr_permissions=2".to_owned());
         }
         // What others than who mounts may do is as with other mounts; an ordinary user cannot ask.
         if userns::may_administer().at("look at the capabilities of", "this thread")? {

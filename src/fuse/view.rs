@@ -9,12 +9,14 @@ use std::sync::Arc;
 use super::busy_poll::BUSY_POLL;
 use super::session::{Session, SessionOptions, Transport};
 use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::idmap::IdMap;
 use crate::layer::LayerFormat;
 use crate::path::Name;
 use crate::sys::dir::Dir;
 use crate::sys::lock::{self, Flock, Sharing, try_lock};
 use crate::sys::mount::Attributes;
 use crate::sys::mountinfo;
+use crate::sys::owners::Owners;
 use crate::union::{Lower, SyncPolicy, Union, UnionOptions, UnionSpec, Upper};
 
 /// What /proc/mounts shows as the source of such mounts.
@@ -37,6 +39,10 @@ pub(crate) struct View {
     pub(crate) lowers: Vec<PathBuf>,
     pub(crate) upper: Option<ViewUpper>,
     pub(crate) format: LayerFormat,
+    /// Where all layers keep owners.
+    pub(crate) owners: Owners,
+    pub(crate) uids: IdMap,
+    pub(crate) gids: IdMap,
     /// Never waits for the disk.
     pub(crate) volatile: bool,
     pub(crate) attributes: Attributes,
@@ -50,7 +56,7 @@ impl View {
     /// [`ErrorKind::InvalidArgument`] if the work directory is on another mount than the upper;
     /// [`ErrorKind::Busy`] if another union uses it; those of opening the directories.
     pub(crate) fn spec(&self) -> Result<UnionSpec> {
-        let open = |path: &PathBuf| Dir::open(path).at("open layer", path);
+        let open = |path: &PathBuf| Dir::open_with(path, self.owners).at("open layer", path);
         let mut lowers = Vec::with_capacity(self.lowers.len());
         for path in &self.lowers {
             lowers.push(Lower { dir: Arc::new(open(path)?), format: self.format, dot_wh: false });
@@ -65,7 +71,13 @@ impl View {
             }
         };
         let sync = if self.volatile { SyncPolicy::Volatile } else { SyncPolicy::Strict };
-        Ok(UnionSpec { lowers, upper, options: UnionOptions { sync, ..UnionOptions::default() } })
+        let options = UnionOptions {
+            sync,
+            uids: self.uids.clone(),
+            gids: self.gids.clone(),
+            ..UnionOptions::default()
+        };
+        Ok(UnionSpec { lowers, upper, options })
     }
 
     /// Mounts it on the directory `target`, of which `dir` is an open descriptor, and serves it.
@@ -101,7 +113,8 @@ impl View {
 
 /// The union's own directory.
 fn own_work(upper: &ViewUpper, dir: &Dir) -> Result<Dir> {
-    let work = Dir::open(&upper.work).at("open work directory", &upper.work)?;
+    let work = Dir::open_with(&upper.work, dir.owners());
+    let work = work.at("open work directory", &upper.work)?;
     let place = |dir: &Dir, path: &Path| mountinfo::ids(dir).at("identify the mount of", path);
     if place(dir, &upper.dir)? != place(&work, &upper.work)? {
         return Err(Error::new(

@@ -17,13 +17,15 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::fuse::{Transport, View, ViewUpper};
+use crate::idmap::{IdMap, Range};
 use crate::layer::LayerFormat;
 use crate::path::Name;
 use crate::sys::mount::Attributes;
 use crate::sys::mountinfo::MountIds;
+use crate::sys::owners::Owners;
 
 /// Raised with each change: a process talks to helpers of its own version alone.
-pub(crate) const VERSION: u16 = 1;
+pub(crate) const VERSION: u16 = 2;
 /// The most that a message may take, in bytes, its length not counted.
 pub(crate) const MAX_MESSAGE: u32 = 4 << 20;
 
@@ -66,6 +68,7 @@ const KINDS: [(u8, ErrorKind); 18] = [
 ];
 const FORMATS: [(u8, LayerFormat); 3] =
     [(0, LayerFormat::OverlayTrusted), (1, LayerFormat::OverlayUser), (2, LayerFormat::Aufs)];
+const OWNERS: [(u8, Owners); 2] = [(0, Owners::OfFiles), (1, Owners::InXattrs)];
 const TRANSPORTS: [(u8, Transport); 2] = [(0, Transport::Direct), (1, Transport::Fusermount)];
 
 /// The message as bytes, its length first.
@@ -175,6 +178,22 @@ impl Writer {
         self.bytes(path.as_os_str().as_bytes());
     }
 
+    fn u32(&mut self, value: u32) {
+        self.0.extend_from_slice(&value.to_le_bytes());
+    }
+
+    fn ids(&mut self, map: &IdMap) {
+        let (ranges, squash) = map.parts();
+        self.count(ranges.len());
+        for Range { host, shown, len } in ranges {
+            for number in [*host, *shown, *len] {
+                self.u32(number);
+            }
+        }
+        self.u8(squash.is_some().into());
+        squash.into_iter().for_each(|id| self.u32(id));
+    }
+
     fn view(&mut self, view: &View) {
         self.count(view.lowers.len());
         for lower in &view.lowers {
@@ -187,6 +206,9 @@ impl Writer {
             self.bytes(upper.own.as_bytes());
         }
         self.u8(FORMATS.iter().find(|(_, f)| *f == view.format).map_or(0, |(n, _)| *n));
+        self.u8(OWNERS.iter().find(|(_, o)| *o == view.owners).map_or(0, |(n, _)| *n));
+        self.ids(&view.uids);
+        self.ids(&view.gids);
         self.u8(view.volatile.into());
         let Attributes { read_only, nosuid, nodev, noexec } = view.attributes;
         for flag in [read_only, nosuid, nodev, noexec] {
@@ -250,6 +272,17 @@ impl Reader<'_> {
         Some(list)
     }
 
+    fn u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn ids(&mut self) -> Option<IdMap> {
+        let ranges = self
+            .list(|from| Some(Range { host: from.u32()?, shown: from.u32()?, len: from.u32()? }))?;
+        let squash = if self.flag()? { Some(self.u32()?) } else { None };
+        Some(IdMap::new(ranges, squash))
+    }
+
     fn view(&mut self) -> Option<View> {
         let lowers = self.list(Reader::path)?;
         let upper = match self.flag()? {
@@ -261,6 +294,8 @@ impl Reader<'_> {
             }),
         };
         let format = self.one_of(&FORMATS)?;
+        let owners = self.one_of(&OWNERS)?;
+        let (uids, gids) = (self.ids()?, self.ids()?);
         let volatile = self.flag()?;
         let attributes = Attributes {
             read_only: self.flag()?,
@@ -269,7 +304,7 @@ impl Reader<'_> {
             noexec: self.flag()?,
         };
         let transport = self.one_of(&TRANSPORTS)?;
-        Some(View { lowers, upper, format, volatile, attributes, transport })
+        Some(View { lowers, upper, format, owners, uids, gids, volatile, attributes, transport })
     }
 
     fn message(&mut self) -> Option<Message> {
@@ -305,6 +340,9 @@ mod tests {
                 own: Name::new("stratafs").unwrap(),
             }),
             format: LayerFormat::Aufs,
+            owners: Owners::InXattrs,
+            uids: IdMap::new(vec![Range { host: 0, shown: 1000, len: 1 }], Some(1000)),
+            gids: IdMap::default(),
             volatile: true,
             attributes: Attributes { nodev: true, ..Attributes::default() },
             transport: Transport::Fusermount,

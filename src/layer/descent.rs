@@ -11,7 +11,7 @@ use std::io;
 use std::sync::Arc;
 
 use crate::path::Name;
-use crate::sys::dir::{self, Dir};
+use crate::sys::dir::Dir;
 use crate::sys::errno;
 use crate::sys::stat::Stat;
 
@@ -137,7 +137,7 @@ impl<T> Descent<T> {
     pub(crate) fn leave(&mut self) -> io::Result<()> {
         let level = self.below.last_mut().map_or(&mut self.root, |(_, level)| level);
         if let Some(mode) = level.mode.take() {
-            dir::fchmod(&*self.current, mode)?;
+            self.current.chmod(mode)?;
         }
         if self.below.pop().is_none() {
             return Ok(());
@@ -177,7 +177,7 @@ fn open_up(dir: &Dir, stat: &Stat, purpose: Purpose) -> io::Result<Option<u32>> 
     if stat.mode & OWNER == OWNER || (purpose == Purpose::Look && may_search(dir, stat)?) {
         return Ok(None);
     }
-    match dir::fchmod(dir, stat.mode | OWNER) {
+    match dir.chmod(stat.mode | OWNER) {
         Ok(()) => Ok(Some(stat.mode)),
         // Somebody else's: what may be done in it will be seen.
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(None),

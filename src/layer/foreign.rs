@@ -15,8 +15,8 @@ use std::str::FromStr;
 use super::LayerFormat;
 use super::marks::{self, DotWh};
 use crate::error::{Error, ErrorKind};
-use crate::override_stat;
 use crate::path::Name;
+use crate::sys::override_stat;
 use crate::sys::stat::FileType;
 
 /// Which program wrote a foreign layer directory, and so how it says what is deleted.

@@ -233,7 +233,8 @@ impl Store {
         let able = *self.able.get_or_init(|| {
             let tried = Staged::new(&self.layout).map(|staged| {
                 let dir = self.layout.path.join("staging").join(staged.name());
-                let target = ProbeTarget::new(dir, self.layout.format);
+                let mut target = ProbeTarget::new(dir, self.layout.format);
+                target.owners = self.layout.owners;
                 let cannot = |driver: &&&dyn Driver| match driver.try_out(&target) {
                     Err(e) if unsupported(&e) => {
                         tracing::warn!("the driver {} does not work: {e}", driver.name());
@@ -299,6 +300,7 @@ impl Store {
         let upper = (own.info.kind == Kind::Active)
             .then(|| UpperDir { dir: fs(own), work: self.layout.snapshot_path(own.id, "work") });
         let mut request = MountRequest::new(self.layout.format, fs(own));
+        request.owners = self.layout.owners;
         for parent in parents {
             request.lower.push(fs(parent));
             // The kernel does not look for the mark of an opaque root.

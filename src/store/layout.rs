@@ -17,7 +17,8 @@
 //!
 //! An unknown incompat flag means: do not open. An unknown ro-compat flag means: do not write, which
 //! for this version is the same. Unknown compat flags are ignored. The layer format is an incompat
-//! flag. Whoever creates or opens a store holds a lock on the root directory for that moment.
+//! flag, and so is that owners are in xattrs: then all that is opened below the root
+//! [knows](crate::sys::owners). Whoever creates or opens a store holds a lock on the root directory for that moment.
 
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
@@ -26,11 +27,15 @@ use crate::driver::own_work;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::LayerFormat;
 use crate::path::Name;
-use crate::sys::dir::{self, Dir, OnExisting};
+use crate::sys::dir::{Dir, OnExisting};
 use crate::sys::errno;
 use crate::sys::lock::{self, Flock, Sharing};
+use crate::sys::owners::Owners;
+use crate::sys::userns::{self, user};
 use crate::sys::xattr::{self, Of};
 
+/// The incompat flag of stores that keep owners in xattrs.
+const OWNERS_FLAG: &str = "owners-in-xattrs";
 const MAGIC: &str = "stratafs";
 const VERSION: &str = "1";
 /// What is given up on a full disk, in bytes.
@@ -41,6 +46,7 @@ const RESERVE: u64 = 1 << 20;
 pub(super) struct Layout {
     pub(super) path: PathBuf,
     pub(super) format: LayerFormat,
+    pub(super) owners: Owners,
     pub(super) root: Dir,
     pub(super) snapshots: Dir,
     pub(super) staging: Dir,
@@ -68,7 +74,7 @@ impl Layout {
     pub(super) fn open(
         path: &Path,
         create: bool,
-        wanted: Option<LayerFormat>,
+        (wanted, wanted_owners): (Option<LayerFormat>, Option<Owners>),
     ) -> Result<(Layout, Flock)> {
         let path = std::path::absolute(path).at("make absolute the path", path)?;
         if create {
@@ -85,26 +91,44 @@ impl Layout {
             .and_then(|dir| lock::lock(dir.into(), Sharing::Exclusive))
             .at("lock the store", &path)?;
         let recorded = read_format(&root, &path)?;
-        let format = match (recorded, wanted) {
-            (Some(recorded), Some(wanted)) if recorded != wanted => {
+        if let (Some((_, recorded)), Some(wanted)) = (recorded, wanted_owners)
+            && recorded != wanted
+        {
+            let has = |owners| match owners {
+                Owners::OfFiles => "with its files",
+                Owners::InXattrs => "in xattrs",
+            };
+            return Err(Error::new(
+                ErrorKind::Incompatible,
+                format!("the store keeps owners {}, not {} as asked", has(recorded), has(wanted)),
+            )
+            .with_path(&path));
+        }
+        let (format, owners) = match (recorded, wanted) {
+            (Some((recorded, _)), Some(wanted)) if recorded != wanted => {
                 return Err(Error::new(
                     ErrorKind::Incompatible,
                     format!("the store has layers of format {recorded}, not {wanted} as asked"),
                 )
                 .with_path(&path));
             }
-            (Some(recorded), _) => {
-                marks_are_readable(&root, &path, recorded)?;
-                recorded
+            (Some((format, owners)), _) => {
+                marks_are_readable(&root, &path, format)?;
+                if owners == Owners::InXattrs {
+                    is_the_owners(&root, &path)?;
+                }
+                (format, owners)
             }
             (None, _) if !create => {
                 return Err(Error::new(ErrorKind::NotFound, "there is no store").with_path(&path));
             }
-            (None, wanted) => create_store(&root, &path, wanted)?,
+            (None, wanted) => create_store(&root, &path, wanted, wanted_owners)?,
         };
+        let root = root.with_owners(owners);
         let open = |text: &str| own_dir(&root, &path, text);
         let layout = Layout {
             format,
+            owners,
             snapshots: open("snapshots")?,
             staging: open("staging")?,
             trash: open("trash")?,
@@ -218,7 +242,7 @@ fn make_private_dir(path: &Path) -> Result<()> {
         .at("create the store's directory", path)
 }
 
-fn read_format(root: &Dir, path: &Path) -> Result<Option<LayerFormat>> {
+fn read_format(root: &Dir, path: &Path) -> Result<Option<(LayerFormat, Owners)>> {
     let at = path.join("format");
     let mut text = String::new();
     match root.open_file(&name("format")?) {
@@ -228,7 +252,7 @@ fn read_format(root: &Dir, path: &Path) -> Result<Option<LayerFormat>> {
     parse_format(&text).map(Some).map_err(|e| e.with_path(at))
 }
 
-fn parse_format(text: &str) -> Result<LayerFormat> {
+fn parse_format(text: &str) -> Result<(LayerFormat, Owners)> {
     let corrupt = || Error::new(ErrorKind::Corrupt, "not the format line of a stratafs store");
     let mut words = text.trim_end().split(' ');
     if words.next() != Some(MAGIC) {
@@ -244,12 +268,13 @@ fn parse_format(text: &str) -> Result<LayerFormat> {
             ),
         ));
     }
-    let mut format = None;
+    let (mut format, mut owners) = (None, Owners::OfFiles);
     for word in words {
         let (class, flags) = word.split_once('=').ok_or_else(corrupt)?;
         for flag in flags.split(',').filter(|flag| !flag.is_empty()) {
             match (class, flag.strip_prefix("layers-").map(str::parse)) {
                 ("compat", _) => {}
+                ("incompat", None) if flag == OWNERS_FLAG => owners = Owners::InXattrs,
                 ("incompat", Some(Ok(layers))) if format.is_none() => format = Some(layers),
                 _ => {
                     return Err(Error::new(
@@ -263,14 +288,60 @@ fn parse_format(text: &str) -> Result<LayerFormat> {
             }
         }
     }
-    format.ok_or_else(corrupt)
+    Ok((format.ok_or_else(corrupt)?, owners))
 }
 
-fn format_line(format: LayerFormat) -> String {
-    format!("{MAGIC} {VERSION} compat= ro-compat= incompat=layers-{format}\n")
+fn format_line(format: LayerFormat, owners: Owners) -> String {
+    let owners = match owners {
+        Owners::OfFiles => String::new(),
+        Owners::InXattrs => format!(",{OWNERS_FLAG}"),
+    };
+    format!("{MAGIC} {VERSION} compat= ro-compat= incompat=layers-{format}{owners}\n")
 }
 
-fn create_store(root: &Dir, path: &Path, wanted: Option<LayerFormat>) -> Result<LayerFormat> {
+/// Files that somebody else made would not be their owner's to change.
+fn is_the_owners(root: &Dir, path: &Path) -> Result<()> {
+    let owner = root.stat().at("look at the store", path)?.uid;
+    match user() {
+        user if user == owner => Ok(()),
+        user => Err(Error::new(
+            ErrorKind::FailedPrecondition,
+            format!(
+                "the store keeps owners in xattrs of files that are all user {owner}'s, and this is user \
+                 {user}: run it as user {owner}"
+            ),
+        )
+        .with_path(path)),
+    }
+}
+
+/// Where a new store keeps owners, unless it is told: who cannot give files away keeps them in xattrs.
+fn owners_of_new(root: &Dir, path: &Path, format: LayerFormat) -> Result<Owners> {
+    if userns::may_give_files_away().at("look at the capabilities of", "this thread")? {
+        return Ok(Owners::OfFiles);
+    }
+    match format {
+        LayerFormat::OverlayTrusted => Ok(Owners::OfFiles),
+        LayerFormat::OverlayUser => Ok(Owners::InXattrs),
+        // Made for where there are no xattrs.
+        LayerFormat::Aufs => match can_keep_owners(root, path) {
+            Ok(()) => Ok(Owners::InXattrs),
+            Err(e) if e.kind() == ErrorKind::Incompatible => Ok(Owners::OfFiles),
+            Err(e) => Err(e),
+        },
+    }
+}
+
+fn can_keep_owners(root: &Dir, path: &Path) -> Result<()> {
+    xattr_can_be_kept(root, path, "user.containers.", "owners in xattrs")
+}
+
+fn create_store(
+    root: &Dir,
+    path: &Path,
+    wanted: Option<LayerFormat>,
+    owners: Option<Owners>,
+) -> Result<(LayerFormat, Owners)> {
     // What an interrupted creation leaves is fine; anything else is somebody's directory.
     const OURS: [&[u8]; 5] = [b"snapshots", b"staging", b"trash", b"blobs", b"format.new"];
     let entries = root.entries().at("list", path)?;
@@ -285,7 +356,7 @@ fn create_store(root: &Dir, path: &Path, wanted: Option<LayerFormat>) -> Result<
         .with_path(path));
     }
     // Layers hold setuid programs: nobody else may reach them.
-    dir::fchmod(root, 0o700).at("set the mode of", path)?;
+    root.chmod(0o700).at("set the mode of", path)?;
     let make = |dir: &Dir, text: &str| -> Result<()> {
         match dir.make_dir(&name(text)?, 0o700) {
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
@@ -312,7 +383,12 @@ fn create_store(root: &Dir, path: &Path, wanted: Option<LayerFormat>) -> Result<
             Err(e) => return Err(e),
         },
     };
-    let (new, line) = (name("format.new")?, format_line(format));
+    let owners = match owners {
+        Some(Owners::InXattrs) => can_keep_owners(root, path).map(|()| Owners::InXattrs)?,
+        Some(owners) => owners,
+        None => owners_of_new(root, path, format)?,
+    };
+    let (new, line) = (name("format.new")?, format_line(format, owners));
     let write = || -> std::io::Result<()> {
         let mut file = root.open_or_create(&new, 0o600)?;
         file.set_len(0)?;
@@ -323,7 +399,7 @@ fn create_store(root: &Dir, path: &Path, wanted: Option<LayerFormat>) -> Result<
     root.rename(&new, root, &name("format")?, OnExisting::Replace)
         .and_then(|()| root.sync())
         .at("publish", path.join("format"))?;
-    Ok(format)
+    Ok((format, owners))
 }
 
 /// A directory that every store has.
@@ -341,9 +417,16 @@ fn own_dir(root: &Dir, path: &Path, text: &str) -> Result<Dir> {
 /// Whether this process can read and write the marks of `format` in the store: found out by doing,
 /// since capabilities, user namespaces and file systems all have a say.
 fn marks_are_readable(root: &Dir, path: &Path, format: LayerFormat) -> Result<()> {
-    let Some(prefix) = format.xattr_prefix() else {
-        return Ok(());
-    };
+    match format.xattr_prefix() {
+        None => Ok(()),
+        Some(prefix) => {
+            xattr_can_be_kept(root, path, prefix, &format!("layers of format {format}"))
+        }
+    }
+}
+
+/// Whether this process can read and write xattrs in the store, which `what` needs.
+fn xattr_can_be_kept(root: &Dir, path: &Path, prefix: &str, what: &str) -> Result<()> {
     let staging = own_dir(root, path, "staging")?;
     // Set on a directory that is there, and left: that works on a full disk, and for two at once.
     let key = format!("{prefix}probe");
@@ -353,14 +436,14 @@ fn marks_are_readable(root: &Dir, path: &Path, format: LayerFormat) -> Result<()
         Ok(Some(value)) if value == b"y" => Ok(()),
         Ok(_) => Err(Error::new(
             ErrorKind::Incompatible,
-            format!("layers of format {format} need {prefix}* xattrs, which cannot be read back here"),
+            format!("{what} need {prefix}* xattrs, which cannot be read back here"),
         )),
         // It would be allowed.
         Err(e) if errno::is_full(&e) => Ok(()),
         Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => Err(Error::new(
             ErrorKind::Incompatible,
             format!(
-                "layers of format {format} need {prefix}* xattrs, which this process may not use: \
+                "{what} need {prefix}* xattrs, which this process may not use: \
                  run it with CAP_SYS_ADMIN in the initial user namespace, or use a store of format \
                  overlay-user"
             ),
@@ -369,7 +452,7 @@ fn marks_are_readable(root: &Dir, path: &Path, format: LayerFormat) -> Result<()
         Err(e) if e.kind() == std::io::ErrorKind::Unsupported => Err(Error::new(
             ErrorKind::Incompatible,
             format!(
-                "layers of format {format} need {prefix}* xattrs, which the file system of the store \
+                "{what} need {prefix}* xattrs, which the file system of the store \
                  does not keep: put the store on another one"
             ),
         )
@@ -389,8 +472,12 @@ mod tests {
 
     #[test]
     fn the_format_line_reads_back_and_unknown_features_are_refused() {
-        for format in [LayerFormat::OverlayTrusted, LayerFormat::OverlayUser, LayerFormat::Aufs] {
-            assert_eq!(parse_format(&format_line(format)).unwrap(), format);
+        for (format, owners) in [
+            (LayerFormat::OverlayTrusted, Owners::OfFiles),
+            (LayerFormat::OverlayUser, Owners::InXattrs),
+            (LayerFormat::Aufs, Owners::OfFiles),
+        ] {
+            assert_eq!(parse_format(&format_line(format, owners)).unwrap(), (format, owners));
         }
         for (line, kind) in [
             ("", ErrorKind::Corrupt),
@@ -405,14 +492,14 @@ mod tests {
             assert_eq!(parse_format(line).unwrap_err().kind(), kind, "{line:?}");
         }
         let future = "stratafs 1 compat=hints ro-compat= incompat=layers-overlay-user";
-        assert_eq!(parse_format(future).unwrap(), LayerFormat::OverlayUser);
+        assert_eq!(parse_format(future).unwrap(), (LayerFormat::OverlayUser, Owners::OfFiles));
     }
 
     #[test]
     fn a_directory_with_other_things_is_not_made_a_store() {
         let tmp = tempfile::tempdir().unwrap();
         std::fs::write(tmp.path().join("thesis.tex"), "").unwrap();
-        let e = Layout::open(tmp.path(), true, None).unwrap_err();
+        let e = Layout::open(tmp.path(), true, (None, None)).unwrap_err();
         assert_eq!(e.kind(), ErrorKind::FailedPrecondition);
         assert!(e.to_string().contains("thesis.tex"), "{e}");
     }

@@ -53,6 +53,7 @@ use crate::driver::{FuseDriver, FuseServer};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::LayerFormat;
 use crate::sys::fs_features;
+use crate::sys::owners::Owners;
 
 pub use check::{CheckReport, Problem};
 pub(crate) use content::Expected;
@@ -79,6 +80,11 @@ pub struct StoreOptions {
     /// is [`LayerFormat::OverlayTrusted`] for new stores where this process may use it, else
     /// [`LayerFormat::OverlayUser`]; existing stores have the one they were made with.
     pub format: Option<LayerFormat>,
+    /// Where a new store keeps the owners, modes and devices of files, and what an existing store must have.
+    /// The default, none, is for new stores that of a process that may give files away (CAP_CHOWN, and all ids
+    /// up to 65535): with the files; for any other in xattrs ([`Owners::InXattrs`]), so that nothing is lost of
+    /// what an image says. Only this crate's engines over FUSE and by copies show such a store.
+    pub owners: Option<Owners>,
     /// Whether calls wait until the disk has what they did; the default is that they do.
     pub durability: Durability,
     /// Where rows of mounts are kept; the default, none, is `run` in the store. Give a directory that
@@ -100,6 +106,7 @@ impl Default for StoreOptions {
         StoreOptions {
             create: true,
             format: None,
+            owners: None,
             durability: Durability::Full,
             run_dir: None,
             busy_timeout: Duration::from_secs(10),
@@ -205,7 +212,8 @@ impl Store {
     ///   process, on this file system.
     /// - [`ErrorKind::Corrupt`], [`ErrorKind::Busy`], [`ErrorKind::NoSpace`], [`ErrorKind::ReadOnly`].
     pub fn open(root: impl AsRef<Path>, options: StoreOptions) -> Result<Store> {
-        let (layout, lock) = Layout::open(root.as_ref(), options.create, options.format)?;
+        let (layout, lock) =
+            Layout::open(root.as_ref(), options.create, (options.format, options.owners))?;
         let database = layout.path.join("metadata.db");
         let file_system = fs_features::file_system_name(&layout.root)
             .at("find the file system of", &layout.path)?;
@@ -246,6 +254,11 @@ impl Store {
     /// The format of the store's layers.
     pub fn format(&self) -> LayerFormat {
         self.layout.format
+    }
+
+    /// Where the store keeps owners.
+    pub fn owners(&self) -> Owners {
+        self.layout.owners
     }
 
     /// A durable change of the metadata; on a full disk the reserve is given up for it.

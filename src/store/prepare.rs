@@ -90,7 +90,7 @@ impl Store {
             let made =
                 staged.dir().make_dir(&name, mode).and_then(|()| staged.dir().open_dir(&name));
             let opened = made.at("create directory", text)?;
-            dir::fchmod(&opened, mode).at("set the mode of", text)?;
+            opened.chmod(mode).at("set the mode of", text)?;
             Ok(opened)
         };
         let layer = make_dir("fs", 0o755)?;
@@ -175,7 +175,7 @@ fn copy_root_attributes(from: &Dir, to: &Dir) -> Result<u64> {
         let stat = from.stat()?;
         let own = to.stat()?;
         if (stat.uid, stat.gid) != (own.uid, own.gid) {
-            dir::fchown(to, stat.uid, stat.gid)?;
+            to.chown(stat.uid, stat.gid)?;
         }
         for key in xattr::list(Of::dir(from))? {
             // Labels of this machine's policy are the policy's to give, and not everyone's to set.
@@ -187,7 +187,7 @@ fn copy_root_attributes(from: &Dir, to: &Dir) -> Result<u64> {
             }
         }
         // After the xattrs, which an ordinary user may not set on what he may not write to.
-        dir::fchmod(to, stat.mode)?;
+        to.chmod(stat.mode)?;
         dir::set_times(to, stat.atime, stat.mtime)?;
         Ok(to.stat()?.blocks.saturating_sub(own.blocks).saturating_mul(512))
     };

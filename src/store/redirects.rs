@@ -74,6 +74,7 @@ impl Store {
     ) -> Result<()> {
         use crate::driver::{MountOptions, own_work};
         use crate::fuse::{Transport, View, ViewUpper};
+        use crate::idmap::IdMap;
         use crate::sys::mount::Attributes;
 
         let request = self.request(row, &MountOptions::default())?;
@@ -85,6 +86,9 @@ impl Store {
             lowers: request.lower,
             upper,
             format: request.format,
+            owners: request.owners,
+            uids: IdMap::default(),
+            gids: IdMap::default(),
             volatile: false,
             attributes: Attributes::default(),
             transport: Transport::Direct,

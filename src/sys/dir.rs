@@ -2,7 +2,8 @@
 //!
 //! Every call takes one [`Name`] and never follows a symlink in it. What is opened is opened with
 //! O_CLOEXEC. Calls that set attributes of a child do so without opening it, so that a fifo or a
-//! device is never touched.
+//! device is never touched. A directory knows where its tree keeps [owners](super::owners), and so does what is
+//! opened by it.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -13,13 +14,20 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, Mode, OFlags, RawDir, RenameFlags, Timespec, Timestamps};
+use rustix::io::Errno;
 
+use super::file::Place;
+use super::owners::{self, Owners};
 use super::stat::{self, FileType, Stat, Time};
+use super::xattr::{self, Of};
 use crate::path::Name;
 
 /// An open directory.
 #[derive(Debug)]
-pub(crate) struct Dir(OwnedFd);
+pub(crate) struct Dir {
+    fd: OwnedFd,
+    owners: Owners,
+}
 
 /// One line of a listing. The type may be [`FileType::Unknown`].
 #[derive(Clone, Debug)]
@@ -48,13 +56,13 @@ pub(crate) enum Node {
 
 impl AsFd for Dir {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 }
 
 impl From<Dir> for OwnedFd {
     fn from(dir: Dir) -> OwnedFd {
-        dir.0
+        dir.fd
     }
 }
 
@@ -62,11 +70,7 @@ impl TryFrom<OwnedFd> for Dir {
     type Error = io::Error;
 
     fn try_from(fd: OwnedFd) -> io::Result<Dir> {
-        if stat::fstat(&fd)?.is_dir() {
-            Ok(Dir(fd))
-        } else {
-            Err(io::ErrorKind::NotADirectory.into())
-        }
+        Dir::of(fd, Owners::OfFiles)
     }
 }
 
@@ -76,27 +80,94 @@ const DIR_FLAGS: OFlags =
 impl Dir {
     /// Opens a directory by an ordinary path, following symlinks: for roots that the caller names.
     pub(crate) fn open(path: impl AsRef<Path>) -> io::Result<Dir> {
-        Ok(Dir(rustix::fs::open(path.as_ref(), DIR_FLAGS, Mode::empty())?))
+        Dir::open_with(path, Owners::OfFiles)
+    }
+
+    /// As [`Dir::open`], of a tree that keeps owners so.
+    pub(crate) fn open_with(path: impl AsRef<Path>, owners: Owners) -> io::Result<Dir> {
+        Ok(Dir { fd: rustix::fs::open(path.as_ref(), DIR_FLAGS, Mode::empty())?, owners })
+    }
+
+    /// A descriptor that must be a directory's, of a tree that keeps owners so.
+    pub(crate) fn of(fd: OwnedFd, owners: Owners) -> io::Result<Dir> {
+        match stat::fstat(&fd)?.is_dir() {
+            true => Ok(Dir { fd, owners }),
+            false => Err(io::ErrorKind::NotADirectory.into()),
+        }
+    }
+
+    /// Whether an xattr makes it hand its group down to what is made in it.
+    pub(crate) fn hands_group_down(&self) -> io::Result<bool> {
+        match self.owners {
+            Owners::OfFiles => Ok(false),
+            Owners::InXattrs => Ok(owners::group_handed_down(self)?.is_some()),
+        }
+    }
+
+    /// Whether a child is shown as a symlink and is one.
+    pub(crate) fn is_symlink_itself(&self, name: &Name) -> io::Result<bool> {
+        Ok(self.own_stat_at(name)?.file_type == FileType::Symlink)
+    }
+
+    /// A file or child of the same tree.
+    pub(crate) fn place<'a>(&self, of: Of<'a>) -> Place<'a> {
+        match of {
+            Of::Fd(fd) => Place::Open(fd, self.owners),
+            Of::Child(dir, name) => Place::Child(dir, name),
+        }
+    }
+
+    /// Where its tree keeps owners.
+    pub(crate) fn owners(&self) -> Owners {
+        self.owners
+    }
+
+    /// The same directory, of a tree that keeps owners so.
+    pub(crate) fn with_owners(self, owners: Owners) -> Dir {
+        Dir { owners, ..self }
+    }
+
+    /// Of the same tree.
+    fn like(&self, fd: OwnedFd) -> Dir {
+        Dir { fd, owners: self.owners }
     }
 
     /// Opens the same directory once more: a descriptor with a position and locks of its own.
     pub(crate) fn reopen(&self) -> io::Result<Dir> {
-        Ok(Dir(rustix::fs::openat(&self.0, c".", DIR_FLAGS, Mode::empty())?))
+        Ok(self.like(rustix::fs::openat(&self.fd, c".", DIR_FLAGS, Mode::empty())?))
     }
 
     /// A second descriptor of the same open directory, which shares its position and locks.
     pub(crate) fn try_clone(&self) -> io::Result<Dir> {
-        Ok(Dir(self.0.try_clone()?))
+        Ok(self.like(self.fd.try_clone()?))
     }
 
     /// Its own attributes.
     pub(crate) fn stat(&self) -> io::Result<Stat> {
-        stat::fstat(&self.0)
+        self.stat_of(self)
+    }
+
+    /// Attributes of an open file of the same tree.
+    pub(crate) fn stat_of(&self, file: impl AsFd) -> io::Result<Stat> {
+        let own = stat::fstat(&file)?;
+        match self.owners {
+            Owners::OfFiles => Ok(own),
+            Owners::InXattrs => owners::shown(Of::Fd(file.as_fd()), own),
+        }
     }
 
     /// Attributes of a child.
     pub(crate) fn stat_at(&self, name: &Name) -> io::Result<Stat> {
-        stat::stat_at(&self.0, name.as_bytes())
+        let own = self.own_stat_at(name)?;
+        match self.owners {
+            Owners::OfFiles => Ok(own),
+            Owners::InXattrs => owners::shown(Of::Child(self, name), own),
+        }
+    }
+
+    /// The same, as the file itself has them.
+    fn own_stat_at(&self, name: &Name) -> io::Result<Stat> {
+        stat::stat_at(&self.fd, name.as_bytes())
     }
 
     /// Attributes of a child, or none if there is none of that name.
@@ -113,12 +184,12 @@ impl Dir {
     /// Opens a child directory.
     pub(crate) fn open_dir(&self, name: &Name) -> io::Result<Dir> {
         let flags = DIR_FLAGS | OFlags::NOFOLLOW;
-        Ok(Dir(rustix::fs::openat(&self.0, name.as_bytes(), flags, Mode::empty())?))
+        Ok(self.like(rustix::fs::openat(&self.fd, name.as_bytes(), flags, Mode::empty())?))
     }
 
     /// Opens the directory above. Whoever calls it must know that it is not the root of a layer.
     pub(crate) fn open_parent(&self) -> io::Result<Dir> {
-        Ok(Dir(rustix::fs::openat(&self.0, c"..", DIR_FLAGS, Mode::empty())?))
+        Ok(self.like(rustix::fs::openat(&self.fd, c"..", DIR_FLAGS, Mode::empty())?))
     }
 
     /// Opens a regular file for reading; anything else is refused without blocking on it.
@@ -152,8 +223,8 @@ impl Dir {
 
     fn open_regular(&self, name: &Name, access: OFlags) -> io::Result<(File, Stat)> {
         let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&self.0, name.as_bytes(), flags, Mode::empty())?;
-        let stat = stat::fstat(&fd)?;
+        let fd = rustix::fs::openat(&self.fd, name.as_bytes(), flags, Mode::empty())?;
+        let stat = self.stat_of(&fd)?;
         if stat.is_file() {
             Ok((File::from(fd), stat))
         } else {
@@ -164,10 +235,47 @@ impl Dir {
     /// Creates a regular file that must not exist, open for reading and writing. The process's umask
     /// applies to `mode`.
     pub(crate) fn create_file(&self, name: &Name, mode: u32) -> io::Result<File> {
+        let file = self.create_itself(name, self.own_mode(mode, false))?;
+        let done = self.made(Of::Fd(file.as_fd()), || stat::fstat(&file), mode);
+        self.or_unlink(name, done)?;
+        Ok(file)
+    }
+
+    fn create_itself(&self, name: &Name, mode: u32) -> io::Result<File> {
         let flags =
             OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(mode);
-        Ok(File::from(rustix::fs::openat(&self.0, name.as_bytes(), flags, mode)?))
+        Ok(File::from(rustix::fs::openat(&self.fd, name.as_bytes(), flags, mode)?))
+    }
+
+    /// The mode with which a file that is to have `mode` is made.
+    fn own_mode(&self, mode: u32, is_dir: bool) -> u32 {
+        match self.owners {
+            Owners::OfFiles => mode,
+            Owners::InXattrs => mode & 0o777 | owners::least_mode(is_dir),
+        }
+    }
+
+    /// Completes what was just made, where owners are in xattrs.
+    fn made(
+        &self,
+        of: Of<'_>,
+        own: impl FnOnce() -> io::Result<Stat>,
+        mode: u32,
+    ) -> io::Result<()> {
+        match self.owners {
+            Owners::OfFiles => Ok(()),
+            Owners::InXattrs => owners::made(of, own()?, self, mode),
+        }
+    }
+
+    /// Removes what was just made, if it could not be completed.
+    fn or_unlink(&self, name: &Name, done: io::Result<()>) -> io::Result<()> {
+        done.inspect_err(|_| {
+            if let Err(e) = self.unlink(name) {
+                tracing::warn!(?name, error = %e, "cannot remove a file that could not be completed");
+            }
+        })
     }
 
     /// Makes a file that has no name, and inherits from the directory what its files do.
@@ -176,24 +284,40 @@ impl Dir {
     /// EOPNOTSUPP where the file system has no such files; EISDIR from a kernel that has not.
     pub(crate) fn create_nameless(&self, mode: u32) -> io::Result<File> {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        let mode = Mode::from_raw_mode(mode);
-        Ok(File::from(rustix::fs::openat(&self.0, ".", flags, mode)?))
+        let own_mode = Mode::from_raw_mode(self.own_mode(mode, false));
+        let file = File::from(rustix::fs::openat(&self.fd, ".", flags, own_mode)?);
+        self.made(Of::Fd(file.as_fd()), || stat::fstat(&file), mode)?;
+        Ok(file)
     }
 
     /// Opens a file for reading and writing, making it if it is not there.
     pub(crate) fn open_or_create(&self, name: &Name, mode: u32) -> io::Result<File> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(mode);
-        Ok(File::from(rustix::fs::openat(&self.0, name.as_bytes(), flags, mode)?))
+        Ok(File::from(rustix::fs::openat(&self.fd, name.as_bytes(), flags, mode)?))
     }
 
     /// Makes a directory. The process's umask applies to `mode`.
     pub(crate) fn make_dir(&self, name: &Name, mode: u32) -> io::Result<()> {
-        Ok(rustix::fs::mkdirat(&self.0, name.as_bytes(), Mode::from_raw_mode(mode))?)
+        let own_mode = Mode::from_raw_mode(self.own_mode(mode, true));
+        rustix::fs::mkdirat(&self.fd, name.as_bytes(), own_mode)?;
+        let done = self.made(Of::Child(self, name), || self.own_stat_at(name), mode);
+        done.inspect_err(|_| {
+            if let Err(e) = self.remove_dir(name) {
+                tracing::warn!(?name, error = %e, "cannot remove a directory that could not be completed");
+            }
+        })
     }
 
     /// Makes a fifo, socket or device. The process's umask applies to `mode`.
     pub(crate) fn make_node(&self, name: &Name, node: Node, mode: u32) -> io::Result<()> {
+        if self.owners == Owners::InXattrs && node != (Node::Char { major: 0, minor: 0 }) {
+            let file = self.create_itself(name, self.own_mode(mode, false))?;
+            let of = Of::Fd(file.as_fd());
+            let done =
+                stat::fstat(&file).and_then(|own| owners::made_special(of, own, self, node, mode));
+            return self.or_unlink(name, done);
+        }
         let (file_type, device) = match node {
             Node::Fifo => (rustix::fs::FileType::Fifo, 0),
             Node::Socket => (rustix::fs::FileType::Socket, 0),
@@ -205,33 +329,51 @@ impl Dir {
             }
         };
         let mode = Mode::from_raw_mode(mode);
-        Ok(rustix::fs::mknodat(&self.0, name.as_bytes(), file_type, mode, device)?)
+        Ok(rustix::fs::mknodat(&self.fd, name.as_bytes(), file_type, mode, device)?)
     }
 
     /// Makes a symlink.
     pub(crate) fn symlink(&self, target: &[u8], name: &Name) -> io::Result<()> {
-        Ok(rustix::fs::symlinkat(target, &self.0, name.as_bytes())?)
+        rustix::fs::symlinkat(target, &self.fd, name.as_bytes())?;
+        if self.owners == Owners::OfFiles {
+            return Ok(());
+        }
+        let done = owners::group_handed_down(self).and_then(|group| match group {
+            None => Ok(()),
+            Some(gid) => self.chown_at(name, 0, gid),
+        });
+        self.or_unlink(name, done)
     }
 
     /// Makes `new` in `new_dir` another name of the file `old` here; a symlink is linked itself.
     pub(crate) fn hard_link(&self, old: &Name, new_dir: &Dir, new: &Name) -> io::Result<()> {
         let (old, new) = (old.as_bytes(), new.as_bytes());
-        Ok(rustix::fs::linkat(&self.0, old, &new_dir.0, new, AtFlags::empty())?)
+        Ok(rustix::fs::linkat(&self.fd, old, &new_dir.fd, new, AtFlags::empty())?)
     }
 
     /// Where a symlink points.
     pub(crate) fn read_link(&self, name: &Name) -> io::Result<Vec<u8>> {
-        Ok(rustix::fs::readlinkat(&self.0, name.as_bytes(), Vec::new())?.into_bytes())
+        match rustix::fs::readlinkat(&self.fd, name.as_bytes(), Vec::new()) {
+            Err(Errno::INVAL) if self.owners == Owners::InXattrs => {
+                if self.stat_at(name)?.file_type != FileType::Symlink {
+                    return Err(Errno::INVAL.into());
+                }
+                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let fd = rustix::fs::openat(&self.fd, name.as_bytes(), flags, Mode::empty())?;
+                link_target(File::from(fd))
+            }
+            read => Ok(read?.into_bytes()),
+        }
     }
 
     /// Removes a name that is not a directory's.
     pub(crate) fn unlink(&self, name: &Name) -> io::Result<()> {
-        Ok(rustix::fs::unlinkat(&self.0, name.as_bytes(), AtFlags::empty())?)
+        Ok(rustix::fs::unlinkat(&self.fd, name.as_bytes(), AtFlags::empty())?)
     }
 
     /// Removes an empty directory.
     pub(crate) fn remove_dir(&self, name: &Name) -> io::Result<()> {
-        Ok(rustix::fs::unlinkat(&self.0, name.as_bytes(), AtFlags::REMOVEDIR)?)
+        Ok(rustix::fs::unlinkat(&self.fd, name.as_bytes(), AtFlags::REMOVEDIR)?)
     }
 
     /// Renames, within one file system.
@@ -247,14 +389,14 @@ impl Dir {
             OnExisting::Fail => RenameFlags::NOREPLACE,
         };
         let (old, new) = (old.as_bytes(), new.as_bytes());
-        Ok(rustix::fs::renameat_with(&self.0, old, &new_dir.0, new, flags)?)
+        Ok(rustix::fs::renameat_with(&self.fd, old, &new_dir.fd, new, flags)?)
     }
 
     /// Exchanges two names, within one file system.
     pub(crate) fn exchange(&self, name: &Name, other_dir: &Dir, other: &Name) -> io::Result<()> {
         let (name, other) = (name.as_bytes(), other.as_bytes());
         let flags = RenameFlags::EXCHANGE;
-        Ok(rustix::fs::renameat_with(&self.0, name, &other_dir.0, other, flags)?)
+        Ok(rustix::fs::renameat_with(&self.fd, name, &other_dir.fd, other, flags)?)
     }
 
     /// Its entries but `.` and `..`, in no order; none if it has been removed. Reads on a descriptor of
@@ -267,7 +409,7 @@ impl Dir {
     /// it yet.
     pub(crate) fn entries_once(&self) -> io::Result<Vec<DirEntry>> {
         let mut buffer = [MaybeUninit::<u8>::uninit(); 32 * 1024];
-        let mut listing = RawDir::new(&self.0, &mut buffer);
+        let mut listing = RawDir::new(&self.fd, &mut buffer);
         let mut entries = Vec::new();
         while let Some(entry) = listing.next() {
             let entry = match entry {
@@ -281,7 +423,12 @@ impl Dir {
             }
             let name =
                 Name::new(bytes).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
-            entries.push(DirEntry { name, file_type: entry.file_type().into() });
+            let file_type = match (self.owners, entry.file_type().into()) {
+                // It may stand for something else.
+                (Owners::InXattrs, FileType::Regular) => FileType::Unknown,
+                (_, file_type) => file_type,
+            };
+            entries.push(DirEntry { name, file_type });
         }
         Ok(entries)
     }
@@ -291,20 +438,80 @@ impl Dir {
         Ok(self.entries()?.is_empty())
     }
 
+    /// Its own owner.
+    pub(crate) fn chown(&self, uid: u32, gid: u32) -> io::Result<()> {
+        Place::Open(self.as_fd(), self.owners).chown(Some(uid), Some(gid))
+    }
+
+    /// Its own mode, setgid and sticky bits included.
+    pub(crate) fn chmod(&self, mode: u32) -> io::Result<()> {
+        match self.owners {
+            Owners::OfFiles => Ok(rustix::fs::fchmod(&self.fd, Mode::from_raw_mode(mode))?),
+            Owners::InXattrs => Place::Open(self.as_fd(), self.owners).chmod(mode),
+        }
+    }
+
     /// Sets the owner of a child, symlinks themselves included. Clears setuid and setgid of files.
+    ///
+    /// Where owners are in xattrs, a symlink may become another file by it: only for what nobody sees yet.
     pub(crate) fn chown_at(&self, name: &Name, uid: u32, gid: u32) -> io::Result<()> {
-        let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
+        self.change_owner_at(name, Some(uid), Some(gid))
+    }
+
+    /// As [`Dir::chown_at`], of user or group alone, or both.
+    pub(super) fn change_owner_at(
+        &self,
+        name: &Name,
+        uid: Option<u32>,
+        gid: Option<u32>,
+    ) -> io::Result<()> {
+        if self.owners == Owners::InXattrs {
+            let own = self.own_stat_at(name)?;
+            if own.file_type == FileType::Symlink {
+                return match (uid.unwrap_or(0), gid.unwrap_or(0)) {
+                    (0, 0) => Ok(()),
+                    (uid, gid) => self.give_symlink_away(name, &own, uid, gid),
+                };
+            }
+            return owners::chown(Of::Child(self, name), own, uid, gid);
+        }
+        let (uid, gid) = (uid.map(rustix::fs::Uid::from_raw), gid.map(rustix::fs::Gid::from_raw));
         let flags = AtFlags::SYMLINK_NOFOLLOW;
-        Ok(rustix::fs::chownat(&self.0, name.as_bytes(), Some(uid), Some(gid), flags)?)
+        Ok(rustix::fs::chownat(&self.fd, name.as_bytes(), uid, gid, flags)?)
+    }
+
+    /// Puts a file that stands for it in a symlink's place.
+    fn give_symlink_away(&self, name: &Name, own: &Stat, uid: u32, gid: u32) -> io::Result<()> {
+        let target = rustix::fs::readlinkat(&self.fd, name.as_bytes(), Vec::new())?.into_bytes();
+        self.unlink(name)?;
+        let mut file = self.create_itself(name, 0o600)?;
+        let told = owners::symlink_of(uid, gid);
+        let done = xattr::set(Of::Fd(file.as_fd()), owners::KEY, &told)
+            .and_then(|()| io::Write::write_all(&mut file, &target))
+            .and_then(|()| set_times(&file, own.atime, own.mtime));
+        self.or_unlink(name, done)
     }
 
     /// Sets the mode of a child that is not a symlink; a symlink there is refused, not followed.
     pub(crate) fn chmod_at(&self, name: &Name, mode: u32) -> io::Result<()> {
+        if self.owners == Owners::InXattrs {
+            let own = self.own_stat_at(name)?;
+            let of = Of::Child(self, name);
+            if owners::shown(of, own)?.file_type == FileType::Symlink {
+                return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+            }
+            return owners::chmod(of, own, mode);
+        }
+        self.chmod_itself_at(name, mode)
+    }
+
+    /// The same, of what the file itself has.
+    pub(super) fn chmod_itself_at(&self, name: &Name, mode: u32) -> io::Result<()> {
         match fchmodat2_nofollow(self.as_fd(), name, mode) {
             // Before Linux 6.6. The descriptor pins the file; the link in /proc is to just that one.
             Err(e) if e.raw_os_error() == Some(libc::ENOSYS) => {
                 let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let fd = rustix::fs::openat(&self.0, name.as_bytes(), flags, Mode::empty())?;
+                let fd = rustix::fs::openat(&self.fd, name.as_bytes(), flags, Mode::empty())?;
                 if stat::fstat(&fd)?.file_type == FileType::Symlink {
                     return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
                 }
@@ -319,17 +526,17 @@ impl Dir {
     pub(crate) fn set_times_at(&self, name: &Name, atime: Time, mtime: Time) -> io::Result<()> {
         let times = timestamps(atime, mtime);
         let flags = AtFlags::SYMLINK_NOFOLLOW;
-        Ok(rustix::fs::utimensat(&self.0, name.as_bytes(), &times, flags)?)
+        Ok(rustix::fs::utimensat(&self.fd, name.as_bytes(), &times, flags)?)
     }
 
     /// Waits until the directory itself (its names) is on disk.
     pub(crate) fn sync(&self) -> io::Result<()> {
-        Ok(rustix::fs::fsync(&self.0)?)
+        Ok(rustix::fs::fsync(&self.fd)?)
     }
 
     /// Waits until the whole file system that holds it is on disk.
     pub(crate) fn sync_file_system(&self) -> io::Result<()> {
-        Ok(rustix::fs::syncfs(&self.0)?)
+        Ok(rustix::fs::syncfs(&self.fd)?)
     }
 }
 
@@ -353,18 +560,15 @@ fn timestamps(atime: Time, mtime: Time) -> Timestamps {
     Timestamps { last_access: spec(atime), last_modification: spec(mtime) }
 }
 
-/// Sets owner, mode and times through an open descriptor, which must not be an O_PATH one.
-pub(crate) fn fchown(fd: impl AsFd, uid: u32, gid: u32) -> io::Result<()> {
-    let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
-    Ok(rustix::fs::fchown(fd, Some(uid), Some(gid))?)
+/// What a file that stands for a symlink holds.
+pub(super) fn link_target(file: File) -> io::Result<Vec<u8>> {
+    let mut target = Vec::new();
+    let limit = u64::try_from(libc::PATH_MAX).unwrap_or(u64::MAX);
+    io::Read::read_to_end(&mut io::Read::take(file, limit), &mut target)?;
+    Ok(target)
 }
 
-/// Sets the mode, setuid, setgid and sticky bits included.
-pub(crate) fn fchmod(fd: impl AsFd, mode: u32) -> io::Result<()> {
-    Ok(rustix::fs::fchmod(fd, Mode::from_raw_mode(mode))?)
-}
-
-/// Sets access and modification time.
+/// Sets access and modification time through an open descriptor, which must not be an O_PATH one.
 pub(crate) fn set_times(fd: impl AsFd, atime: Time, mtime: Time) -> io::Result<()> {
     Ok(rustix::fs::futimens(fd, &timestamps(atime, mtime))?)
 }

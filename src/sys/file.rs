@@ -11,8 +11,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags, RenameFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
-use super::dir::{Dir, proc_path};
-use super::stat::{self, Stat, Time};
+use super::dir::{Dir, link_target, proc_path};
+use super::owners::{self, Owners};
+use super::stat::{self, FileType, Stat, Time};
 use super::xattr::Of;
 use crate::path::Name;
 
@@ -21,8 +22,8 @@ use crate::path::Name;
 pub(crate) enum Place<'a> {
     /// A name in a directory.
     Child(&'a Dir, &'a Name),
-    /// An open descriptor, bare or not.
-    Open(BorrowedFd<'a>),
+    /// An open descriptor, bare or not, of a tree that keeps owners so.
+    Open(BorrowedFd<'a>, Owners),
 }
 
 /// How data is to be used.
@@ -74,11 +75,17 @@ pub(crate) fn set_modified(file: &File, mtime: Time) -> io::Result<()> {
     Ok(rustix::fs::futimens(file, &times)?)
 }
 
-impl Place<'_> {
+impl<'a> Place<'a> {
+    /// A directory itself.
+    pub(crate) fn dir(dir: &'a Dir) -> Place<'a> {
+        Place::Open(dir.as_fd(), dir.owners())
+    }
+
     pub(crate) fn stat(self) -> io::Result<Stat> {
         match self {
             Place::Child(dir, name) => dir.stat_at(name),
-            Place::Open(fd) => stat::fstat(fd),
+            Place::Open(fd, Owners::OfFiles) => stat::fstat(fd),
+            Place::Open(fd, Owners::InXattrs) => owners::shown(Of::Fd(fd), stat::fstat(fd)?),
         }
     }
 
@@ -86,7 +93,7 @@ impl Place<'_> {
     pub(crate) fn xattrs(&self) -> Of<'_> {
         match self {
             Place::Child(dir, name) => Of::Child(dir, name),
-            Place::Open(fd) => Of::Fd(*fd),
+            Place::Open(fd, _) => Of::Fd(*fd),
         }
     }
 
@@ -94,7 +101,8 @@ impl Place<'_> {
     pub(crate) fn chmod(self, mode: u32) -> io::Result<()> {
         match self {
             Place::Child(dir, name) => dir.chmod_at(name, mode),
-            Place::Open(fd) => {
+            Place::Open(fd, Owners::InXattrs) => owners::chmod(Of::Fd(fd), stat::fstat(fd)?, mode),
+            Place::Open(fd, Owners::OfFiles) => {
                 Ok(rustix::fs::chmod(proc_path(fd, None), Mode::from_raw_mode(mode))?)
             }
         }
@@ -102,15 +110,17 @@ impl Place<'_> {
 
     /// Sets owner and group, or one of them. Clears setuid and setgid of files.
     pub(crate) fn chown(self, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
-        let uid = uid.map(rustix::fs::Uid::from_raw);
-        let gid = gid.map(rustix::fs::Gid::from_raw);
         match self {
-            Place::Child(dir, name) => {
-                rustix::fs::chownat(dir, name.as_bytes(), uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
+            Place::Child(dir, name) => dir.change_owner_at(name, uid, gid),
+            Place::Open(fd, Owners::InXattrs) => {
+                owners::chown(Of::Fd(fd), stat::fstat(fd)?, uid, gid)
             }
-            Place::Open(fd) => rustix::fs::chownat(fd, "", uid, gid, AtFlags::EMPTY_PATH)?,
+            Place::Open(fd, Owners::OfFiles) => {
+                let uid = uid.map(rustix::fs::Uid::from_raw);
+                let gid = gid.map(rustix::fs::Gid::from_raw);
+                Ok(rustix::fs::chownat(fd, "", uid, gid, AtFlags::EMPTY_PATH)?)
+            }
         }
-        Ok(())
     }
 
     pub(crate) fn set_times(self, atime: SetTime, mtime: SetTime) -> io::Result<()> {
@@ -120,7 +130,7 @@ impl Place<'_> {
                 let flags = AtFlags::SYMLINK_NOFOLLOW;
                 rustix::fs::utimensat(dir, name.as_bytes(), &times, flags)?;
             }
-            Place::Open(fd) => {
+            Place::Open(fd, _) => {
                 rustix::fs::utimensat(CWD, proc_path(fd, None), &times, AtFlags::empty())?;
             }
         }
@@ -131,7 +141,16 @@ impl Place<'_> {
     pub(crate) fn read_link(self) -> io::Result<Vec<u8>> {
         match self {
             Place::Child(dir, name) => dir.read_link(name),
-            Place::Open(fd) => Ok(rustix::fs::readlinkat(fd, "", Vec::new())?.into_bytes()),
+            Place::Open(fd, owners) => match rustix::fs::readlinkat(fd, "", Vec::new()) {
+                // Of what is no symlink the kernel says that there is none, since the path is empty.
+                Err(Errno::INVAL | Errno::NOENT)
+                    if owners == Owners::InXattrs
+                        && self.stat()?.file_type == FileType::Symlink =>
+                {
+                    link_target(self.try_open_data(Access::Read)?)
+                }
+                read => Ok(read?.into_bytes()),
+            },
         }
     }
 
@@ -175,7 +194,7 @@ impl Place<'_> {
                 let flags = flags | OFlags::NOFOLLOW;
                 rustix::fs::openat(dir, name.as_bytes(), flags, Mode::empty())?
             }
-            Place::Open(fd) => rustix::fs::open(proc_path(fd, None), flags, Mode::empty())?,
+            Place::Open(fd, _) => rustix::fs::open(proc_path(fd, None), flags, Mode::empty())?,
         };
         Ok(File::from(fd))
     }
@@ -187,7 +206,7 @@ impl Place<'_> {
                 let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 Ok(rustix::fs::openat(dir, name.as_bytes(), flags, Mode::empty())?)
             }
-            Place::Open(fd) => fd.try_clone_to_owned(),
+            Place::Open(fd, _) => fd.try_clone_to_owned(),
         }
     }
 
@@ -195,7 +214,7 @@ impl Place<'_> {
     pub(crate) fn link(self, new_dir: &Dir, new: &Name) -> io::Result<()> {
         match self {
             Place::Child(dir, name) => dir.hard_link(name, new_dir, new),
-            Place::Open(fd) => {
+            Place::Open(fd, _) => {
                 let (old, flags) = (proc_path(fd, None), AtFlags::SYMLINK_FOLLOW);
                 Ok(rustix::fs::linkat(CWD, old, new_dir, new.as_bytes(), flags)?)
             }
@@ -209,7 +228,7 @@ pub(crate) fn moving<R>(dir: &Dir, name: &Name, work: impl Fn() -> io::Result<R>
     match work() {
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
             let moved = Place::Child(dir, name).pin()?;
-            Place::Open(moved.as_fd()).despite_its_mode(work)
+            Place::Open(moved.as_fd(), dir.owners()).despite_its_mode(work)
         }
         done => done,
     }

@@ -19,6 +19,8 @@ pub(crate) mod lock;
 pub(crate) mod memory;
 pub(crate) mod mount;
 pub(crate) mod mountinfo;
+pub(crate) mod override_stat;
+pub(crate) mod owners;
 pub(crate) mod process;
 pub(crate) mod remove;
 pub(crate) mod resolve;

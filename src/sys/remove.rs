@@ -140,7 +140,7 @@ fn open_below(dir: &Dir, name: &Name) -> io::Result<Dir> {
         done => done?,
     };
     if child.stat()?.mode & 0o300 != 0o300 {
-        match super::dir::fchmod(&child, 0o700) {
+        match child.chmod(0o700) {
             // Somebody else's: whether we may empty it will be seen.
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {}
             done => done?,

@@ -61,7 +61,7 @@ impl Resolver {
             return root.try_clone();
         }
         match self {
-            Resolver::Kernel => kernel(root, path)?.try_into(),
+            Resolver::Kernel => Dir::of(kernel(root, path)?, root.owners()),
             Resolver::Userspace => userspace(root, path),
         }
     }
@@ -101,7 +101,7 @@ pub(crate) fn open_beneath(root: &Dir, path: &RelPath) -> io::Result<Dir> {
                 opened => break opened?,
             }
         };
-        dir = Some(opened.try_into()?);
+        dir = Some(Dir::of(opened, root.owners())?);
     }
     dir.map_or_else(|| root.reopen(), Ok)
 }

@@ -6,13 +6,13 @@
 //! umask is neither asked nor changed.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::LayerFormat;
 use crate::path::{Name, RelPath};
-use crate::sys::dir::{self, Dir};
-use crate::sys::stat::{self, FileType, Stat};
+use crate::sys::dir::Dir;
+use crate::sys::file::{Place, SetTime};
+use crate::sys::stat::{FileType, Stat};
 use crate::sys::xattr::{self, Of};
 
 const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
@@ -41,19 +41,19 @@ impl Attributes {
     }
 
     /// Gives them to an open file or directory.
-    pub(super) fn give(&self, to: BorrowedFd<'_>, path: &RelPath) -> Result<()> {
+    pub(super) fn give(&self, to: Place<'_>, path: &RelPath) -> Result<()> {
         let Stat { uid, gid, mode, atime, mtime, .. } = self.stat;
-        match dir::fchown(to, uid, gid) {
+        match to.chown(Some(uid), Some(gid)) {
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-                let own = stat::fstat(to).at("look at", path)?;
+                let own = to.stat().at("look at", path)?;
                 self.must_own(&own, path, e)?;
             }
             done => done.at("set the owner of", path)?,
         }
-        self.give_xattrs(Of::Fd(to), path, |key| !is_acl(key))?;
-        dir::fchmod(to, mode).at("set the mode of", path)?;
-        self.give_xattrs(Of::Fd(to), path, is_acl)?;
-        dir::set_times(to, atime, mtime).at("set the times of", path)
+        self.give_xattrs(to.xattrs(), path, |key| !is_acl(key))?;
+        to.chmod(mode).at("set the mode of", path)?;
+        self.give_xattrs(to.xattrs(), path, is_acl)?;
+        to.set_times(SetTime::To(atime), SetTime::To(mtime)).at("set the times of", path)
     }
 
     /// Gives them to what must not be opened: a symlink, a fifo, a device.
@@ -119,7 +119,7 @@ fn is_the_systems(key: &[u8], e: &io::Error) -> bool {
 /// it inherit them too.
 pub(super) fn drop_inherited_acls(dir: &Dir) -> io::Result<()> {
     for key in [ACL_DEFAULT, ACL_ACCESS] {
-        match xattr::remove(Of::Fd(dir.as_fd()), key) {
+        match xattr::remove(Of::dir(dir), key) {
             // Then there are none.
             Err(e) if e.kind() != io::ErrorKind::Unsupported => return Err(e),
             _ => {}

@@ -20,6 +20,7 @@ use crate::path::{Name, RelPath};
 use crate::progress::{Phase, Progress, ProgressFn, report};
 use crate::sys::copy::Copier;
 use crate::sys::dir::{self, Dir, Node};
+use crate::sys::file::Place;
 use crate::sys::stat::{FileType, Stat, Time};
 use crate::sys::xattr::Of;
 
@@ -93,7 +94,7 @@ impl<'a, 'p, 'f> Writer<'a, 'p, 'f> {
         let what = "the root of a new tree";
         let open = || Ok((into.try_clone()?, into.try_clone()?));
         let (root, top) = open().at("open", what)?;
-        dir::fchmod(&root, PRIVATE_DIR).at("set the mode of", what)?;
+        root.chmod(PRIVATE_DIR).at("set the mode of", what)?;
         drop_inherited_acls(&root).at("remove inherited access control lists of", what)?;
         let mut walk: Descent<Owed> = Descent::new(top, Purpose::Change).at("open", what)?;
         let mut source = Cursor::new(source);
@@ -141,7 +142,7 @@ impl<'a, 'p, 'f> Writer<'a, 'p, 'f> {
         self.walk.enter(name).at("open directory", &self.at)?;
         // Whatever the umask is.
         let made = self.walk.dir();
-        dir::fchmod(&**made, PRIVATE_DIR).at("set the mode of", &self.at)?;
+        made.chmod(PRIVATE_DIR).at("set the mode of", &self.at)?;
         self.walk.level_mut().mode = None;
         self.walk.level_mut().data = owed;
         Ok(())
@@ -155,7 +156,7 @@ impl<'a, 'p, 'f> Writer<'a, 'p, 'f> {
         self.walk.leave().at("leave directory", &self.at)?;
         match owed {
             Owed::Nothing => {}
-            Owed::Attributes(attributes) => attributes.give(dir.as_fd(), &self.at)?,
+            Owed::Attributes(attributes) => attributes.give(Place::dir(&dir), &self.at)?,
             Owed::Times(atime, mtime) => {
                 dir::set_times(&*dir, atime, mtime).at("set the times of", &self.at)?;
             }
@@ -213,7 +214,7 @@ impl<'a, 'p, 'f> Writer<'a, 'p, 'f> {
         let mut copied = |n| reports.bytes(n).map_err(io::Error::from);
         let Stat { dev, size, .. } = from.stat;
         self.copier.copy(&file, dev, size, &to, &mut copied).at("copy", path)?;
-        attributes.give(to.as_fd(), path)
+        attributes.give(Place::Open(to.as_fd(), self.root.owners()), path)
     }
 
     fn special(&self, path: &RelPath, name: &Name, from: &Visible) -> Result<()> {

@@ -6,12 +6,14 @@ use std::sync::atomic::Ordering;
 
 use super::Union;
 use super::caller::Caller;
-use super::copyup::Data;
+use super::copyup::{Data, restore_times};
 use super::node::{Node, Place, Real, State};
 use super::xattr::ZERO_DEVICE_FILE;
 use crate::layer::LayerFormat;
+use crate::sys::dir::OnExisting;
 use crate::sys::errno::Code;
 use crate::sys::file::{self, FileSystemStat, SetTime};
+use crate::sys::owners::Owners;
 use crate::sys::stat::{FileType, Stat, Time};
 
 pub(super) const SETUID: u32 = 0o4000;
@@ -204,8 +206,9 @@ impl Union {
         let mut time_is_set = node.time_is_set.lock();
         *time_is_set |= set.mtime != SetTime::Keep;
         let data_stay = self.copy_up_attributes(node)?;
+        let given_away = self.give_symlink_away(node, uid, gid)?;
         self.at(node, |place, format, _| {
-            if uid.is_some() || gid.is_some() {
+            if (uid.is_some() || gid.is_some()) && !given_away {
                 place.chown(uid, gid)?;
                 let stat = place.stat()?;
                 if let Some(mode) = Self::zero_device_mode(place, format, &stat)? {
@@ -237,6 +240,45 @@ impl Union {
         drop(data_stay);
         drop(time_is_set);
         self.attr(node)
+    }
+
+    /// Puts a file that says who owns it in the place of a symlink that cannot; whether that had to be done.
+    fn give_symlink_away(
+        &self,
+        node: &Arc<Node>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+    ) -> io::Result<bool> {
+        let to = (uid.unwrap_or(0), gid.unwrap_or(0));
+        if node.kind != FileType::Symlink || self.owners() == Owners::OfFiles || to == (0, 0) {
+            return Ok(false);
+        }
+        let upper = self.writable()?;
+        let work = upper.work.temp();
+        let temp = upper.work.new_name()?;
+        self.at(node, |place, _, _| {
+            let file::Place::Child(dir, name) = place else { return Err(Code::Perm.into()) };
+            if !dir.is_symlink_itself(name)? {
+                return Ok(false);
+            }
+            let stat = dir.stat_at(name)?;
+            if stat.nlink > 1 {
+                // Its other names would stay behind.
+                return Err(Code::Perm.into());
+            }
+            let before = dir.stat()?;
+            let made = work
+                .symlink(&dir.read_link(name)?, &temp)
+                .and_then(|()| work.set_times_at(&temp, stat.atime, stat.mtime))
+                .and_then(|()| work.chown_at(&temp, to.0, to.1))
+                .and_then(|()| work.rename(&temp, dir, name, OnExisting::Replace));
+            made.inspect_err(|_| upper.work.discard(&temp))?;
+            let real = Real::from(&dir.stat_at(name)?);
+            self.table.note_other_id(real, node.id);
+            node.set_upper(real);
+            restore_times(dir, &before);
+            Ok(true)
+        })
     }
 
     /// The attributes, if only times are to be set to what they are: the kernel writes back those it has

@@ -109,7 +109,7 @@ impl Union {
         if node.is_dir() {
             let (dir, format) = self.own_dir(node)?;
             let state = node.state.lock();
-            return with(file::Place::Open(dir.as_fd()), format, &state);
+            return with(file::Place::dir(&dir), format, &state);
         }
         let upper_format = self.upper.as_ref().map(|u| u.format);
         loop {
@@ -129,7 +129,8 @@ impl Union {
                     return with(file::Place::Child(&dir, &place.name), Some(format), &state);
                 }
                 Place::Pinned(fd) => {
-                    return with(file::Place::Open(fd.as_fd()), upper_format, &state);
+                    let owners = self.owners();
+                    return with(file::Place::Open(fd.as_fd(), owners), upper_format, &state);
                 }
                 Place::Linked(name) => {
                     let dir = self.writable()?.work.links();

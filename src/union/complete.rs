@@ -28,6 +28,7 @@ use crate::path::Name;
 use crate::sys::dir::Dir;
 use crate::sys::errno::{self, Code};
 use crate::sys::file::{self, Access, Place, SetTime};
+use crate::sys::owners::Owners;
 use crate::sys::stat::{FileType, Time, fstat};
 use crate::sys::xattr::{self, Of};
 
@@ -48,14 +49,14 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    fn of(file: &File) -> io::Result<Kept> {
-        let stat = fstat(file)?;
+    fn of(copy: &Copy<'_>) -> io::Result<Kept> {
+        let stat = copy.place().stat()?;
         Ok(Kept {
             atime: stat.atime,
             mtime: stat.mtime,
             size: stat.size,
             mode: stat.mode,
-            capabilities: xattr::get(Of::Fd(file.as_fd()), CAPABILITY)?,
+            capabilities: xattr::get(Of::Fd(copy.file.as_fd()), CAPABILITY)?,
             note: None,
         })
     }
@@ -97,14 +98,14 @@ impl Kept {
     }
 
     /// Gives the file back what it had, but for its length.
-    fn restore(&self, file: &File) -> io::Result<()> {
-        let of = Of::Fd(file.as_fd());
+    fn restore(&self, copy: &Copy<'_>) -> io::Result<()> {
+        let of = Of::Fd(copy.file.as_fd());
         if let Some(value) = &self.capabilities
             && xattr::get(of, CAPABILITY)?.as_ref() != Some(value)
         {
             xattr::set(of, CAPABILITY, value)?;
         }
-        let place = Place::Open(file.as_fd());
+        let place = copy.place();
         if place.stat()?.mode != self.mode {
             place.chmod(self.mode)?;
         }
@@ -112,10 +113,11 @@ impl Kept {
     }
 
     /// Takes data out of the file again, and makes it what it was.
-    fn undo(&self, file: &File) -> io::Result<()> {
+    fn undo(&self, copy: &Copy<'_>) -> io::Result<()> {
+        let file = copy.file;
         file.set_len(self.size)?;
         if self.size == 0 {
-            return self.restore(file);
+            return self.restore(copy);
         }
         match file::punch_hole(file, 0, self.size) {
             Err(e) if Code::NotSupported.is(&e) => {
@@ -124,7 +126,7 @@ impl Kept {
             }
             done => done?,
         }
-        self.restore(file)
+        self.restore(copy)
     }
 }
 
@@ -155,11 +157,13 @@ impl Completions {
 struct Copy<'a> {
     file: &'a File,
     keys: &'a Keys,
+    /// Where the upper keeps owners.
+    owners: Owners,
 }
 
 impl Copy<'_> {
     fn place(&self) -> Place<'_> {
-        Place::Open(self.file.as_fd())
+        Place::Open(self.file.as_fd(), self.owners)
     }
 
     fn set(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
@@ -202,7 +206,7 @@ impl Union {
             return Ok(());
         }
         let file = self.at(node, |place, _, _| place.open_data(Access::ReadWrite))?;
-        let copy = Copy { file: &file, keys: &keys };
+        let copy = Copy { file: &file, keys: &keys, owners: upper.dir.owners() };
         let real = Real::from(&fstat(&file)?);
         self.completions.one_by_one(real, || self.complete_copy(upper, node, &copy, data))
     }
@@ -222,7 +226,7 @@ impl Union {
         // Of one that could not be undone is known what it was.
         let mut kept = match &below.shown {
             Some(kept) => kept.clone(),
-            None => Kept::of(copy.file)?,
+            None => Kept::of(copy)?,
         };
         {
             // Nobody is to see the further name.
@@ -279,7 +283,7 @@ impl Union {
         let source_dir = self.lower_dir(&below.place.dir)?;
         let source = self.source(&below.place, &source_dir)?;
         self.copy_data(&source, copy.file, data)?;
-        kept.restore(copy.file)?;
+        kept.restore(copy)?;
         if let Data::First(size) = data
             && size < kept.size
         {
@@ -303,7 +307,7 @@ impl Union {
         (below, kept): (&Below, &Kept),
         cause: &io::Error,
     ) -> io::Result<()> {
-        kept.undo(copy.file).inspect_err(|e| {
+        kept.undo(copy).inspect_err(|e| {
             tracing::warn!(error = %e, %cause, "cannot undo a copy of data that failed");
         })?;
         copy.remove(&copy.keys.completing)?;
@@ -417,13 +421,13 @@ pub(super) fn recover(format: LayerFormat, temp: &Dir, name: &Name) -> io::Resul
         return Ok(());
     }
     let file = child.open_data(Access::ReadWrite)?;
-    let copy = Copy { file: &file, keys: &keys };
+    let copy = Copy { file: &file, keys: &keys, owners: temp.owners() };
     let kept = copy.get(&keys.completing)?.and_then(|value| Kept::decode(&value));
     match &kept {
         None => {
             tracing::error!("a copy of data was not done, and what it was before cannot be read")
         }
-        Some(kept) if copy.is_marked()? => kept.undo(&file)?,
+        Some(kept) if copy.is_marked()? => kept.undo(&copy)?,
         // Perhaps it was only just given the right to lose its mark.
         Some(kept) if copy.place().stat()?.mode == kept.mode | 0o700 => {
             copy.place().chmod(kept.mode)?;
@@ -458,7 +462,7 @@ pub(super) fn strip_void_marks(format: LayerFormat, dir: &Dir, name: &Name) -> i
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         file => file?,
     };
-    strip(&Copy { file: &file, keys: &keys })
+    strip(&Copy { file: &file, keys: &keys, owners: dir.owners() })
 }
 
 #[cfg(test)]

@@ -56,7 +56,6 @@
 use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -202,7 +201,7 @@ impl Union {
                     continue;
                 }
                 let before = dir.stat()?;
-                file::Place::Open(dir.as_fd())
+                file::Place::dir(&dir)
                     .despite_its_mode(|| upper.work.links().hard_link(kept, &dir, name))?;
                 restore_times(&dir, &before);
             }
@@ -430,7 +429,7 @@ impl Union {
                     let work = upper.work.temp();
                     let publish = || work.rename(temp, &dir, name, OnExisting::Fail);
                     // Who may change the file need not be allowed to change the directory it is in.
-                    file::Place::Open(dir.as_fd())
+                    file::Place::dir(&dir)
                         .despite_its_mode(|| file::moving(work, temp, publish))?;
                     // The directory shows nothing that it did not show before.
                     restore_times(&dir, &before);
@@ -504,7 +503,7 @@ impl Union {
         work.make_dir(temp, 0o700)?;
         // The name is not used: a directory is reached by its descriptor.
         let source = Source { dir: &dir, name: temp, format, stat: dir.stat()? };
-        let from = file::Place::Open(dir.as_fd());
+        let from = file::Place::dir(&dir);
         self.copy_attributes(&source, from, upper.format, file::Place::Child(work, temp))?;
         if upper.needs_order {
             let copy = || work.open_dir(temp);
@@ -544,7 +543,7 @@ impl Union {
 }
 
 /// Gives back its times to a directory that got a name which it showed before.
-fn restore_times(dir: &Dir, before: &Stat) {
+pub(super) fn restore_times(dir: &Dir, before: &Stat) {
     if let Err(e) = crate::sys::dir::set_times(dir, before.atime, before.mtime) {
         // What was done is done.
         tracing::warn!(error = %e, "a directory looks as if it had changed since something in it was copied");

@@ -25,6 +25,7 @@ use crate::sys::dir::{Dir, Node as Special, OnExisting};
 use crate::sys::errno::Code;
 use crate::sys::file::{self, Place};
 use crate::sys::fuse::user_and_group;
+use crate::sys::owners::Owners;
 use crate::sys::stat::{FileType, Stat};
 use crate::sys::umask;
 
@@ -79,7 +80,7 @@ impl Union {
         let make = Make { uid, gid, ..make.clone() };
         let _names = parent.names.lock();
         let (view, dir) = self.parent_dir(upper, parent)?;
-        let made = if takes_steps(upper.format, &make) {
+        let made = if takes_steps(upper.format, &dir, &make)? {
             let ground = self.ground(upper, &view, &dir, name)?;
             make_complete(upper, &dir, name, &make, ground)?
         } else {
@@ -251,10 +252,20 @@ pub(super) fn cover_whiteout(
 
 /// Whether a file is complete only some calls after it has been made, so that a kill would leave one that
 /// nobody asked for if it had its name from the beginning.
-fn takes_steps(format: LayerFormat, make: &Make) -> bool {
-    special_bits(make) != 0
-        || stands_for_zero_device(format, make)
-        || (make.uid, make.gid) != user_and_group()
+fn takes_steps(format: LayerFormat, dir: &Dir, make: &Make) -> io::Result<bool> {
+    let steps = special_bits(make) != 0 || stands_for_zero_device(format, make);
+    Ok(match dir.owners() {
+        Owners::OfFiles => steps || (make.uid, make.gid) != user_and_group(),
+        Owners::InXattrs => {
+            let plain = match make.file {
+                NewFile::Regular => make.mode & (FIRST_MODE & !0o777 | 0o600) == 0o600,
+                NewFile::Directory => make.mode & (FIRST_MODE & !0o777 | 0o700) == 0o700,
+                NewFile::Symlink(_) => true,
+                _ => false,
+            };
+            steps || !plain || (make.uid, make.gid) != (0, 0) || dir.hands_group_down()?
+        }
+    })
 }
 
 /// Makes a file that gets its name when it is complete.
@@ -286,7 +297,7 @@ fn name_complete(
     ground: Ground,
     file: File,
 ) -> io::Result<Made> {
-    let place = Place::Open(file.as_fd());
+    let place = Place::Open(file.as_fd(), dir.owners());
     finish(upper.format, place, dir, make)?;
     match (ground, marks::separate_whiteout(upper.format, name)) {
         (Ground::Free, _) => place.link(dir, name)?,
@@ -373,7 +384,10 @@ fn make_in(format: LayerFormat, dir: &Dir, name: &Name, make: &Make) -> io::Resu
             dir.make_node(name, Special::Block { major: *major, minor: *minor }, mode)?;
         }
     }
-    let place = file.as_ref().map_or(Place::Child(dir, name), |file| Place::Open(file.as_fd()));
+    let place = match &file {
+        Some(file) => Place::Open(file.as_fd(), dir.owners()),
+        None => Place::Child(dir, name),
+    };
     match finish(format, place, dir, make) {
         Ok(stat) => Ok(Made { stat, file }),
         Err(e) => {

@@ -87,6 +87,7 @@ use crate::sys::errno::Code;
 use crate::sys::file;
 use crate::sys::fs_features;
 use crate::sys::lock::Flock;
+use crate::sys::owners::Owners;
 use crate::sys::stat::{FileType, Time};
 
 /// A union of branches, at work.
@@ -187,6 +188,11 @@ impl Union {
         let mut roots = Vec::new();
         roots.extend(upper.as_ref().map(|upper| Arc::clone(&upper.dir)));
         roots.extend(spec.lowers.iter().map(|lower| Arc::clone(&lower.dir)));
+        let mut options = spec.options;
+        if roots.iter().any(|dir| dir.owners() == Owners::InXattrs) {
+            // Their ids and the file's own mode would be this user's.
+            options.no_acl = true;
+        }
         let mut file_systems: Vec<FileSystem> = Vec::new();
         for dir in &roots {
             let dev = dir.stat().at("look at", "the root of a layer")?.dev;
@@ -208,7 +214,7 @@ impl Union {
         let union = Union {
             lowers: spec.lowers,
             upper,
-            options: spec.options,
+            options,
             table,
             root,
             tree: RwLock::new(()),
@@ -276,6 +282,13 @@ impl Union {
     /// EROFS without one.
     fn writable(&self) -> io::Result<&UpperBranch> {
         self.upper.as_ref().ok_or_else(|| Code::ReadOnly.into())
+    }
+
+    /// Where all branches keep owners.
+    fn owners(&self) -> Owners {
+        let upper = self.upper.as_ref().map(|upper| &upper.dir);
+        let dir = upper.or_else(|| self.lowers.first().map(|lower| &lower.dir));
+        dir.map_or(Owners::OfFiles, |dir| dir.owners())
     }
 
     fn lower(&self, layer: usize) -> io::Result<&Lower> {

@@ -10,7 +10,6 @@
 //! place first.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -323,7 +322,7 @@ impl Union {
             if meets {
                 // AUFS's mark is a file in it, which nobody is to notice.
                 let before = dir.stat()?;
-                let place = Place::Open(dir.as_fd());
+                let place = Place::dir(&dir);
                 place.despite_its_mode(|| marks::make_opaque(upper.format, &dir))?;
                 set_times(&*dir, before.atime, before.mtime)?;
                 upper.keep_order(&dir)?;
@@ -351,7 +350,7 @@ impl Union {
             return Ok(());
         }
         upper.work.note(Marker::Redirected)?;
-        Place::Open(dir.as_fd())
+        Place::dir(dir)
             .despite_its_mode(|| xattr::set(xattr::Of::dir(dir), key.as_bytes(), &value))?;
         upper.keep_order(dir)
     }

@@ -21,7 +21,6 @@
 use std::ffi::OsStr;
 use std::io;
 use std::ops::ControlFlow;
-use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
@@ -321,7 +320,7 @@ fn remove_whiteouts(format: LayerFormat, dir: &Dir) -> io::Result<Vec<Name>> {
 }
 
 fn despite_mode(dir: &Dir, work: impl Fn() -> io::Result<()>) -> io::Result<()> {
-    Place::Open(dir.as_fd()).despite_its_mode(work)
+    Place::dir(dir).despite_its_mode(work)
 }
 
 fn failed(what: &'static str, path: &RelPath, e: io::Error) -> Error {

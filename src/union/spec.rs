@@ -65,7 +65,7 @@ pub(crate) struct UnionOptions {
     pub(crate) live: bool,
 }
 
-/// A union to be opened.
+/// A union to be opened. All its branches keep owners at the same place.
 #[derive(Debug)]
 pub(crate) struct UnionSpec {
     /// The topmost first.

@@ -17,7 +17,7 @@ use super::{acl, complete};
 use crate::error::{IoContext, Result};
 use crate::layer::LayerFormat;
 use crate::path::Name;
-use crate::sys::dir::{Dir, fchmod, fchown};
+use crate::sys::dir::Dir;
 use crate::sys::errno::Code;
 use crate::sys::remove::remove_tree;
 use crate::sys::umask;
@@ -200,9 +200,9 @@ impl Work {
         if stat.mode & SETGID != 0 {
             let own = nursery.dir.stat()?;
             if own.gid != stat.gid {
-                fchown(&nursery.dir, own.uid, stat.gid)?;
+                nursery.dir.chown(own.uid, stat.gid)?;
             }
-            fchmod(&nursery.dir, 0o700 | SETGID)?;
+            nursery.dir.chmod(0o700 | SETGID)?;
         }
         if let Some(default) = xattr::get(Of::Fd(like.as_fd()), acl::DEFAULT)? {
             xattr::set(Of::dir(&nursery.dir), acl::DEFAULT, &default)?;

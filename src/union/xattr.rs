@@ -4,6 +4,9 @@
 //! an overlay mounted on top of this one sets, are kept under escaped keys: `trusted.overlay.x` as
 //! `trusted.overlay.overlay.x`, which is what the kernel's overlayfs does, too. In the formats of other
 //! branches all of these are attributes like any other.
+//!
+//! Where branches keep owners in an xattr, that is hidden, too, and set by nobody: whoever could would make his
+//! file root's.
 
 use std::io;
 use std::sync::Arc;
@@ -16,6 +19,7 @@ use super::node::Node;
 use crate::layer::LayerFormat;
 use crate::sys::errno::Code;
 use crate::sys::file::Place;
+use crate::sys::owners::{self, Owners};
 use crate::sys::stat::{FileType, Stat};
 use crate::sys::xattr::{self, OnPresence};
 
@@ -64,6 +68,9 @@ impl Union {
         if self.options.no_acl && acl::is_key(key) {
             return Err(Code::NotSupported.into());
         }
+        if self.is_where_owners_are(key) {
+            return Ok(None);
+        }
         let _complete = self.when_complete(node);
         let value = self.at(node, |place, format, _| {
             let key = escaped(format, key);
@@ -82,8 +89,15 @@ impl Union {
         self.at(node, |place, format, _| {
             let keys = xattr::list(place.xattrs())?;
             let keys = keys.iter().filter_map(|key| unescaped(format, key));
-            Ok(keys.filter(|key| !(self.options.no_acl && acl::is_key(key))).collect())
+            Ok(keys
+                .filter(|key| !(self.options.no_acl && acl::is_key(key)))
+                .filter(|key| !self.is_where_owners_are(key))
+                .collect())
         })
+    }
+
+    fn is_where_owners_are(&self, key: &[u8]) -> bool {
+        key == owners::KEY && self.owners() == Owners::InXattrs
     }
 
     /// Sets an attribute. Setgid goes when somebody sets a list of access rights who is not in the file's
@@ -97,6 +111,9 @@ impl Union {
         caller: Caller,
     ) -> io::Result<()> {
         self.writable()?;
+        if self.is_where_owners_are(key) {
+            return Err(Code::Perm.into());
+        }
         let mapped;
         let mut value = value;
         if acl::is_key(key) {

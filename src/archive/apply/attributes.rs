@@ -7,7 +7,6 @@
 //! and gets what it does not have.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::path::Path;
 
 use super::acl::Acl;
@@ -17,7 +16,8 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::marks;
 use crate::path::Name;
 use crate::sys::dir::{self, Dir};
-use crate::sys::stat::{Stat, fstat};
+use crate::sys::owners::Owners;
+use crate::sys::stat::Stat;
 use crate::sys::xattr::{self, Of};
 
 const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
@@ -36,34 +36,26 @@ impl Unpack<'_> {
         entry: &Entry,
     ) -> Result<Stat> {
         let path = &entry.path;
-        let look = || match of {
-            Of::Fd(fd) => fstat(fd).at("read attributes of", path),
-            Of::Child(..) => dir.stat_at(name).at("read attributes of", path),
-        };
+        let place = dir.place(of);
+        let look = || place.stat().at("read attributes of", path);
         let mut made = look()?;
         self.newcomer = Some((made.uid, made.gid));
         let mut given = false;
-        if self.options.ownership == Ownership::AsRecorded
+        if self.options.ownership != Ownership::Ignore
             && (made.uid, made.gid) != (entry.uid, entry.gid)
         {
             given = true;
-            match of {
-                Of::Fd(fd) => dir::fchown(fd, entry.uid, entry.gid),
-                Of::Child(..) => dir.chown_at(name, entry.uid, entry.gid),
-            }
-            .at("set owner of", path)
-            .map_err(owner_remedy)?;
+            place
+                .chown(Some(entry.uid), Some(entry.gid))
+                .at("set owner of", path)
+                .map_err(owner_remedy)?;
         }
         self.set_xattrs(of, entry)?;
         // A symlink has no mode of its own.
         if !matches!(entry.kind, EntryKind::Symlink { .. }) {
             let mode = entry.mode & 0o7777;
             if given || made.mode != mode || entry.has_xattrs() || self.inherits_acls {
-                match of {
-                    Of::Fd(fd) => dir::fchmod(fd, mode),
-                    Of::Child(..) => dir.chmod_at(name, mode),
-                }
-                .at("set mode of", path)?;
+                place.chmod(mode).at("set mode of", path)?;
             }
             self.set_acls(of, entry)?;
         }
@@ -79,14 +71,14 @@ impl Unpack<'_> {
         Ok(made)
     }
 
-    /// Sets the owner that the archive records, if owners are wanted.
-    pub(super) fn set_owner(&self, fd: impl AsFd, entry: &Entry) -> Result<()> {
-        self.chown(fd, entry.uid, entry.gid).at("set owner of", &entry.path).map_err(owner_remedy)
+    /// Sets a directory's owner that the archive records, if owners are wanted.
+    pub(super) fn set_owner(&self, dir: &Dir, entry: &Entry) -> Result<()> {
+        self.chown(dir, entry.uid, entry.gid).at("set owner of", &entry.path).map_err(owner_remedy)
     }
 
-    pub(super) fn chown(&self, fd: impl AsFd, uid: u32, gid: u32) -> io::Result<()> {
+    pub(super) fn chown(&self, dir: &Dir, uid: u32, gid: u32) -> io::Result<()> {
         match self.options.ownership {
-            Ownership::AsRecorded => dir::fchown(fd, uid, gid),
+            Ownership::AsRecorded | Ownership::InXattrs => dir.chown(uid, gid),
             Ownership::Ignore => Ok(()),
         }
     }
@@ -150,6 +142,15 @@ impl Unpack<'_> {
                 (Some(text), _) => Acl::parse(text).map(|acl| acl.encode()),
                 (None, binary) => binary.cloned(),
             };
+            if self.target.dir().owners() == Owners::InXattrs {
+                // It would be one of this user's files, and change their modes.
+                if self.options.xattrs == XattrPolicy::Exact {
+                    let message = "its access control list has no place where owners are in xattrs";
+                    return Err(refuse(&entry.path, message));
+                }
+                self.counts.skipped_xattrs += 1;
+                continue;
+            }
             match value.filter(|_| fits) {
                 Some(value) => {
                     self.set_xattr(of, key, &value, entry.path.as_path())?;

@@ -123,7 +123,8 @@ pub fn apply_layer(
     progress: &mut ProgressFn<'_>,
 ) -> Result<Applied> {
     let root = root.as_ref();
-    let root = Dir::open(root).at("open directory to unpack into", root)?;
+    let owners = options.ownership.owners();
+    let root = Dir::open_with(root, owners).at("open directory to unpack into", root)?;
     apply(&mut input, &root, target, options, None, progress)
 }
 
@@ -252,7 +253,7 @@ impl<'a> Unpack<'a> {
         let clone = root.try_clone().at("open directory to unpack into", "")?;
         // To fail early. There may be hundreds: they are not kept open.
         for parent in &options.parents {
-            parents::open_parent(parent)?;
+            parents::open_parent(parent, root.owners())?;
         }
         let format = match target {
             LayerTarget::Layer(format) => Some(format),

@@ -6,6 +6,7 @@ use super::parents::Below;
 use crate::archive::record::RecordOptions;
 use crate::digest::{DiffId, Digest};
 use crate::layer::{LayerFormat, Usage};
+use crate::sys::owners::Owners;
 
 /// What the directory is that a layer archive is unpacked into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -82,15 +83,28 @@ pub enum XattrPolicy {
     Skip,
 }
 
-/// Who owns what is unpacked.
+/// Who owns what is unpacked. In a store that keeps owners in xattrs, [`Ownership::AsRecorded`] needs no right.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Ownership {
     /// The users and groups that the archive records; needs CAP_CHOWN.
     #[default]
     AsRecorded,
+    /// The user who unpacks; those that the archive records, and devices, are kept in xattrs:
+    /// [`Owners::InXattrs`].
+    InXattrs,
     /// The user who unpacks.
     Ignore,
+}
+
+impl Ownership {
+    /// Where a plain directory is to keep them.
+    pub(super) fn owners(self) -> Owners {
+        match self {
+            Ownership::InXattrs => Owners::InXattrs,
+            Ownership::AsRecorded | Ownership::Ignore => Owners::OfFiles,
+        }
+    }
 }
 
 /// What is done with the devices in an archive. The whiteout device 0:0 is refused always.

@@ -21,6 +21,7 @@ use crate::layer::{LayerFormat, marks};
 use crate::path::{Name, RelPath};
 use crate::sys::dir::{self, Dir};
 use crate::sys::errno;
+use crate::sys::owners::Owners;
 use crate::sys::stat::{Stat, Time};
 use crate::sys::xattr::{self, Of};
 
@@ -73,8 +74,8 @@ pub(super) struct Settled {
 }
 
 /// Opens one of [`ApplyOptions::parents`].
-pub(super) fn open_parent(path: &Path) -> Result<Dir> {
-    Dir::open(path).at("open directory that parents take their attributes from", path)
+pub(super) fn open_parent(path: &Path, owners: Owners) -> Result<Dir> {
+    Dir::open_with(path, owners).at("open directory that parents take their attributes from", path)
 }
 
 /// Gives the directories in `root` that were made up, and are still there, their attributes.
@@ -87,8 +88,8 @@ pub(super) fn settle(root: &Dir, made_up: &MadeUp, options: &ApplyOptions) -> Re
     if parents.is_empty() {
         return Ok(settled);
     }
-    let root = root.try_clone().at("open directory to unpack into", "")?;
-    let mut walk = Walk::new(root).at("open directory to unpack into", "")?;
+    let clone = root.try_clone().at("open directory to unpack into", "")?;
+    let mut walk = Walk::new(clone).at("open directory to unpack into", "")?;
     let mut noted: Vec<(&RelPath, &Inode)> =
         made_up.paths.iter().map(|(inode, path)| (path, inode)).collect();
     noted.sort();
@@ -100,7 +101,7 @@ pub(super) fn settle(root: &Dir, made_up: &MadeUp, options: &ApplyOptions) -> Re
         if (stat.dev, stat.ino) != *inode {
             continue;
         }
-        if let Some((model, like)) = model(&parents, path, made_up.format)? {
+        if let Some((model, like)) = model(&parents, path, made_up.format, root.owners())? {
             let dir = Arc::clone(walk.descent.dir());
             copy(&model, &like, &dir, path, options, &mut settled)?;
             let level = walk.descent.level_mut();
@@ -130,9 +131,10 @@ fn model(
     parents: &[PathBuf],
     path: &RelPath,
     format: Option<LayerFormat>,
+    owners: Owners,
 ) -> Result<Option<(Dir, Stat)>> {
     for parent in parents {
-        let found = find(open_parent(parent)?, path, format);
+        let found = find(open_parent(parent, owners)?, path, format);
         match found.at("look for the attributes of parent", path)? {
             Found::Nothing => {}
             Found::Hidden => return Ok(None),
@@ -182,8 +184,8 @@ fn copy(
     options: &ApplyOptions,
     settled: &mut Settled,
 ) -> Result<()> {
-    if options.ownership == Ownership::AsRecorded {
-        dir::fchown(dir, like.uid, like.gid).at("set owner of", path)?;
+    if options.ownership != Ownership::Ignore {
+        dir.chown(like.uid, like.gid).at("set owner of", path)?;
     }
     let keys = xattr::list(Of::dir(model)).at("list xattrs of parent", path)?;
     for key in keys.iter().filter(|key| !marks::is_union_xattr(key)) {
@@ -194,7 +196,7 @@ fn copy(
             settled.has_default_acl |= key == ACL_DEFAULT;
         }
     }
-    dir::fchmod(dir, like.mode | OWNER).at("set mode of", path)
+    dir.chmod(like.mode | OWNER).at("set mode of", path)
 }
 
 /// A walk over paths in order, which gives each directory its times when it is left.

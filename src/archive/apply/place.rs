@@ -19,7 +19,7 @@ use crate::archive::entry::{Entry, EntryKind, Extent};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::marks::{self, DotWh};
 use crate::path::{Name, RelPath};
-use crate::sys::dir::{self, Dir, Node};
+use crate::sys::dir::{Dir, Node};
 use crate::sys::stat::Time;
 use crate::sys::xattr::Of;
 
@@ -100,7 +100,9 @@ impl Unpack<'_> {
     /// till then, and where it will have its owner from the start. What it then has is looked at.
     fn first_mode(&self, entry: &Entry) -> u32 {
         let owned = match self.options.ownership {
-            Ownership::AsRecorded => self.newcomer == Some((entry.uid, entry.gid)),
+            Ownership::AsRecorded | Ownership::InXattrs => {
+                self.newcomer == Some((entry.uid, entry.gid))
+            }
             Ownership::Ignore => true,
         };
         let simple = entry.mode & 0o7000 == 0 && entry.mode & PRIVATE_FILE == PRIVATE_FILE;
@@ -240,18 +242,18 @@ impl Unpack<'_> {
         let dir = self.target.dir();
         let of = Of::dir(&dir);
         if owner != Some((entry.uid, entry.gid)) {
-            self.set_owner(&*dir, entry)?;
+            self.set_owner(&dir, entry)?;
         }
         self.set_xattrs(of, entry)?;
         let mode = entry.mode & 0o7777;
-        dir::fchmod(&*dir, mode | PRIVATE_DIR).at("set mode of", &entry.path)?;
+        dir.chmod(mode | PRIVATE_DIR).at("set mode of", &entry.path)?;
         self.set_acls(of, entry)?;
         let mut later = (mode & PRIVATE_DIR != PRIVATE_DIR).then_some(mode);
         if entry.has_acls() {
             // A list says what the owner may do, too.
             let listed = dir.stat().at("read attributes of", &entry.path)?.mode;
             if listed & PRIVATE_DIR != PRIVATE_DIR {
-                dir::fchmod(&*dir, listed | PRIVATE_DIR).at("set mode of", &entry.path)?;
+                dir.chmod(listed | PRIVATE_DIR).at("set mode of", &entry.path)?;
                 later = later.or(Some(listed));
             }
         }
@@ -317,8 +319,8 @@ impl Unpack<'_> {
     pub(super) fn default_attributes(&mut self, time: Time) -> Result<()> {
         self.made_up.forget(self.target.inode());
         let dir = self.target.dir();
-        self.chown(&*dir, 0, 0).at("set owner of", self.target.path())?;
-        dir::fchmod(&*dir, PARENT_MODE).at("set mode of", self.target.path())?;
+        self.chown(&dir, 0, 0).at("set owner of", self.target.path())?;
+        dir.chmod(PARENT_MODE).at("set mode of", self.target.path())?;
         self.target.leave_with(time, time, None);
         Ok(())
     }
@@ -443,9 +445,9 @@ fn link_from(old_dir: &Dir, old: &Name, dir: &Dir, name: &Name) -> io::Result<()
             if mode & PRIVATE_DIR == PRIVATE_DIR {
                 return Err(e);
             }
-            dir::fchmod(old_dir, mode | PRIVATE_DIR)?;
+            old_dir.chmod(mode | PRIVATE_DIR)?;
             let linked = old_dir.hard_link(old, dir, name);
-            dir::fchmod(old_dir, mode)?;
+            old_dir.chmod(mode)?;
             linked
         }
         linked => linked,

@@ -9,7 +9,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use stratafs::{FuseLayer, FuseMountOptions, IdRange, LayerFormat, UpperDir};
+use stratafs::{FuseLayer, FuseMountOptions, IdRange, LayerFormat, Owners, UpperDir};
 
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -300,7 +300,17 @@ fn apply(
                 "allow_root is not to be had: the kernel knows allow_other alone".to_owned()
             );
         }
-        "xattr_permissions" | "noxattrs" | "plugins" | "blkdev" => {
+        "xattr_permissions" => match value {
+            Some(b"0") => options.owners = Owners::OfFiles,
+            Some(b"2") => options.owners = Owners::InXattrs,
+            Some(b"1") => {
+                return Err("xattr_permissions=1, owners in security.*, is not to be had here: use 2, which \
+                            needs no right"
+                    .to_owned());
+            }
+            _ => return Err("xattr_permissions is 0 or 2".to_owned()),
+        },
+        "noxattrs" | "plugins" | "blkdev" => {
             return Err(format!("the option {key} of other programs is not to be had here"));
         }
         "remount" | "bind" | "rbind" | "move" => {

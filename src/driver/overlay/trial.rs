@@ -21,7 +21,10 @@ pub(super) fn probe(driver: &OverlayDriver, target: &ProbeTarget) -> Result<Prob
         .at("identify the file system of", room.path())?;
 
     let parts = upper_parts(room.path());
-    let mount = mount_feature("mount", driver, &room, target.format);
+    let mount = match super::owners_can_be_shown(target.owners) {
+        Ok(()) => mount_feature("mount", driver, &room, target.format),
+        Err(e) => Feature::no("mount", e),
+    };
     let upper = upper_feature(&file_system, &parts, target.format, &mount);
     let mut features = vec![rung_feature(driver, room.path(), mount.available)];
     for format in [LayerFormat::OverlayTrusted, LayerFormat::OverlayUser] {
@@ -41,6 +44,7 @@ pub(super) fn probe(driver: &OverlayDriver, target: &ProbeTarget) -> Result<Prob
 
 /// What can be found out without a mount, which would stay if this process died in the middle.
 pub(super) fn try_out(target: &ProbeTarget) -> Result<()> {
+    super::owners_can_be_shown(target.owners)?;
     if let Err(e) = FsContext::open("overlay")
         && Refusal::of(&e) == Refusal::NoSuchFileSystem
     {

@@ -3,7 +3,9 @@
 use std::io::{self, Write};
 
 use serde::Serialize;
-use stratafs::{AdoptOptions, AdoptReport, Adopted, ForeignFormat, OtherMarks, OverrideStats};
+use stratafs::{
+    AdoptOptions, AdoptReport, Adopted, ForeignFormat, OtherMarks, OverrideStats, Owners,
+};
 
 use super::{Context, Missing, Result, snapshot_or_top};
 use crate::args::{self, ForeignName, OtherMarksName, OverrideStatName};
@@ -21,7 +23,7 @@ pub(super) fn adopt(context: &Context, args: args::Adopt) -> Result {
         ForeignName::FuseOverlayfs => ForeignFormat::FuseOverlayfs,
         ForeignName::Aufs => ForeignFormat::Aufs,
     };
-    let mut options = if context.privileged {
+    let mut options = if context.privileged || store.owners() == Owners::InXattrs {
         AdoptOptions::new(format)
     } else {
         AdoptOptions::unprivileged(format)

@@ -34,10 +34,10 @@ pub(super) fn import(context: &Context, args: args::Import) -> Result {
     };
     let mut options = ImportOptions::new();
     options.select = ImageSelector { name: args.reference, platform: args.platform };
-    options.apply = context.apply_options();
     options.threads = args.threads;
     options.keep_blobs = args.keep_blobs;
     let store = context.open(Missing::Create)?;
+    options.apply = context.apply_options(store.owners());
     let image = import_image(&store, &layout, &name, &options, &mut progress)?;
     drop(reporter);
     context.print(&Imported(image.into()))

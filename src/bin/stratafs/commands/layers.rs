@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::Serialize;
 use stratafs::{
     Applied, ApplyOptions, ArchiveForm, Change, ExportOptions, Exported, LayerFormat, LayerTarget,
-    ProgressFn, apply_layer, diff_trees, export_diff,
+    Owners, ProgressFn, apply_layer, diff_trees, export_diff,
 };
 
 use super::{Context, Missing, Result, snapshot, snapshot_or_top};
@@ -30,7 +30,7 @@ pub(super) fn apply(context: &Context, args: args::Apply) -> Result {
             &args.name,
             parent.as_deref(),
             &mut input,
-            &context.apply_options(),
+            &context.apply_options(store.owners()),
             args.labels.into_map(),
             &mut |progress| reporter.step(progress),
         )
@@ -49,7 +49,7 @@ pub(super) fn apply_to_directory(context: &Context, args: args::LayerApply) -> R
         (true, false) => LayerTarget::Layer(LayerFormat::OverlayUser),
         (false, _) => LayerTarget::Tree,
     };
-    let mut options = context.apply_options();
+    let mut options = context.apply_options(Owners::OfFiles);
     options.parents = args.parents;
     options.threads = args.threads.unwrap_or(options.threads);
     let mut reporter = context.reporter();
@@ -152,8 +152,11 @@ fn print_changes(context: &Context, changes: &[Change], null: bool) -> Result {
 
 impl Context {
     /// What this user can unpack.
-    pub(super) fn apply_options(&self) -> ApplyOptions {
-        if self.privileged { ApplyOptions::default() } else { ApplyOptions::unprivileged() }
+    pub(super) fn apply_options(&self, owners: Owners) -> ApplyOptions {
+        match self.privileged || owners == Owners::InXattrs {
+            true => ApplyOptions::default(),
+            false => ApplyOptions::unprivileged(),
+        }
     }
 }
 

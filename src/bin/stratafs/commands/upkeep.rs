@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, absolute};
 
 use serde::Serialize;
-use stratafs::{CheckReport, Driver, ErrorKind, GcReport, LayerFormat, Probe, ProbeTarget};
+use stratafs::{CheckReport, Driver, ErrorKind, GcReport, LayerFormat, Owners, Probe, ProbeTarget};
 
 use super::{Context, Missing, Result};
 use crate::failure::Failure;
@@ -27,7 +27,10 @@ pub(super) fn info(context: &Context) -> Result {
         if context.privileged { LayerFormat::OverlayTrusted } else { LayerFormat::OverlayUser };
     let format = store.as_ref().map(stratafs::Store::format);
     let dir = root.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("/"));
-    let target = ProbeTarget::new(dir, format.unwrap_or(new_format));
+    let mut target = ProbeTarget::new(dir, format.unwrap_or(new_format));
+    let owners = store.as_ref().map(stratafs::Store::owners);
+    let new_owners = if context.privileged { Owners::OfFiles } else { Owners::InXattrs };
+    target.owners = owners.unwrap_or(new_owners);
     let probe = |driver: &dyn Driver| match driver.probe(&target) {
         Ok(probe) => Probed::Done(probe),
         Err(e) => Probed::Failed { driver: driver.name(), error: e.to_string() },
@@ -42,6 +45,10 @@ pub(super) fn info(context: &Context) -> Result {
         kernel: kernel.trim_end().to_owned(),
         root: JsonPath::new(root.as_os_str().as_bytes()),
         format: format.map(LayerFormat::as_str),
+        owners: owners.map(|owners| match owners {
+            Owners::InXattrs => "in-xattrs",
+            _ => "of-files",
+        }),
         drivers,
     })
 }
@@ -113,6 +120,8 @@ struct About {
     root: JsonPath,
     /// None: there is no store yet.
     format: Option<&'static str>,
+    /// Where the store keeps owners.
+    owners: Option<&'static str>,
     /// In the order in which they are tried.
     drivers: Vec<Probed>,
 }
@@ -129,7 +138,13 @@ impl Report for About {
         writeln!(out, "stratafs {}", self.version)?;
         writeln!(out, "kernel {}", self.kernel)?;
         match self.format {
-            Some(format) => writeln!(out, "store {} of format {format}", self.root)?,
+            Some(format) => {
+                write!(out, "store {} of format {format}", self.root)?;
+                match self.owners {
+                    Some("in-xattrs") => writeln!(out, ", with owners in xattrs")?,
+                    _ => writeln!(out)?,
+                }
+            }
             None => writeln!(out, "no store at {} yet", self.root)?,
         }
         for driver in &self.drivers {

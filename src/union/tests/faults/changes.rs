@@ -32,7 +32,7 @@ pub(super) fn layers(format: LayerFormat) -> Fixture {
     let old = SetTime::To(Time { secs: 1_000_000, nanos: 0 });
     for path in ["bottom/d/file", "bottom/d/sub/deep", "bottom/l1", "bottom/over", "top/over"] {
         let file = fs::File::open(f.path(path)).unwrap();
-        Place::Open(file.as_fd()).set_times(old, old).unwrap();
+        Place::Open(file.as_fd(), Owners::OfFiles).set_times(old, old).unwrap();
     }
     f
 }

@@ -8,14 +8,14 @@
 //! Whoever may write to a file may set it on it: it is worth as much as the file's writers are.
 //! Honouring it hands out files of root and setuid bits.
 
-use crate::sys::stat::FileType;
+use super::stat::FileType;
+
+/// The key under which this crate writes it.
+pub(crate) const KEY: &[u8] = b"user.containers.override_stat";
 
 /// The keys under which it is found.
-pub(crate) const KEYS: [&[u8]; 3] = [
-    b"user.containers.override_stat",
-    b"user.fuseoverlayfs.override_stat",
-    b"security.fuseoverlayfs.override_stat",
-];
+pub(crate) const KEYS: [&[u8]; 3] =
+    [KEY, b"user.fuseoverlayfs.override_stat", b"security.fuseoverlayfs.override_stat"];
 
 /// What a file should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +32,23 @@ pub(crate) struct OverrideStat {
 
 /// The bits of `st_mode` that are the type.
 const TYPE_BITS: u32 = 0o170_000;
+
+/// The value that containers/storage would write.
+pub(crate) fn encode(wanted: &OverrideStat) -> Vec<u8> {
+    let OverrideStat { uid, gid, mode, file_type, rdev: (major, minor) } = wanted;
+    let mut text = format!("{uid}:{gid}:{mode:04o}");
+    match file_type {
+        None | Some(FileType::Unknown) => {}
+        Some(FileType::Regular) => text.push_str(":file"),
+        Some(FileType::Directory) => text.push_str(":dir"),
+        Some(FileType::Symlink) => text.push_str(":symlink"),
+        Some(FileType::Fifo) => text.push_str(":pipe"),
+        Some(FileType::Socket) => text.push_str(":socket"),
+        Some(FileType::CharDevice) => text.push_str(&format!(":char-{major}-{minor}")),
+        Some(FileType::BlockDevice) => text.push_str(&format!(":block-{major}-{minor}")),
+    }
+    text.into_bytes()
+}
 
 /// Reads a value; none if it is malformed.
 pub(crate) fn decode(value: &[u8]) -> Option<OverrideStat> {
@@ -119,6 +136,7 @@ mod tests {
             ("0:0:20600:char-1-3", file(0, 0, 0o600, Some(FileType::CharDevice), (1, 3))),
         ] {
             assert_eq!(decode(text.as_bytes()), expected, "{text}");
+            assert_eq!(expected.and_then(|file| decode(&encode(&file))), expected, "{text}");
         }
     }
 
