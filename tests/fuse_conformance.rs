@@ -36,8 +36,12 @@ fn main() {
             let stage = Stage::new(1);
             fails_no_more_than_the_kernel(&stage, &[]);
         }),
-        suite::trial("pjdfstest_without_writeback", needs("pjdfstest", &own), || {
-            let stage = Stage::with_options(1, ",writeback=0");
+        suite::trial("pjdfstest_without_writeback_and_acls", needs("pjdfstest", &own), || {
+            let stage = Stage::with_options(1, ",writeback=0,noacl");
+            fails_no_more_than_the_kernel(&stage, &[]);
+        }),
+        suite::trial("pjdfstest_with_owners_in_xattrs", needs("pjdfstest", &own), || {
+            let stage = Stage::with_options(1, ",xattr_permissions=2");
             fails_no_more_than_the_kernel(&stage, &[]);
         }),
         suite::trial("pjdfstest_on_an_aufs_upper", needs("pjdfstest", &own), || {
@@ -54,6 +58,10 @@ fn main() {
     }));
     trials.push(suite::trial("fsx_without_writeback", needs("fsx", &own), || {
         let stage = Stage::with_options(1, ",writeback=0");
+        exercise(stage, Run::SHORT);
+    }));
+    trials.push(suite::trial("fsx_with_owners_in_xattrs", needs("fsx", &own), || {
+        let stage = Stage::with_options(1, ",xattr_permissions=2");
         exercise(stage, Run::SHORT);
     }));
     trials.push(suite::trial("fsx_on_an_aufs_upper", needs("fsx", &own), || {

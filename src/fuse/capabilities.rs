@@ -19,9 +19,10 @@ use fuser::{InitFlags, KernelConfig};
 use parking_lot::Mutex;
 
 use super::filesystem::MAX_WRITE;
+use crate::union::Union;
 
 /// The features, by their names in `linux/fuse.h`.
-const FEATURES: [(&str, InitFlags); 11] = [
+const FEATURES: [(&str, InitFlags); 10] = [
     ("FUSE_NO_OPEN_SUPPORT", InitFlags::FUSE_NO_OPEN_SUPPORT),
     ("FUSE_HANDLE_KILLPRIV_V2", InitFlags::FUSE_HANDLE_KILLPRIV_V2),
     ("FUSE_DO_READDIRPLUS", InitFlags::FUSE_DO_READDIRPLUS),
@@ -30,10 +31,11 @@ const FEATURES: [(&str, InitFlags); 11] = [
     ("FUSE_ASYNC_READ", InitFlags::FUSE_ASYNC_READ),
     ("FUSE_ASYNC_DIO", InitFlags::FUSE_ASYNC_DIO),
     ("FUSE_MAX_PAGES", InitFlags::FUSE_MAX_PAGES),
-    ("FUSE_POSIX_ACL", InitFlags::FUSE_POSIX_ACL),
     ("FUSE_DONT_MASK", InitFlags::FUSE_DONT_MASK),
     ("FUSE_HAS_IOCTL_DIR", InitFlags::FUSE_HAS_IOCTL_DIR),
 ];
+/// Where there are such lists: else the kernel would ask for them, and refuse what it cannot find out.
+const POSIX_ACL: (&str, InitFlags) = ("FUSE_POSIX_ACL", InitFlags::FUSE_POSIX_ACL);
 /// Where nobody else changes the layers.
 const NO_OPENDIR: (&str, InitFlags) =
     ("FUSE_NO_OPENDIR_SUPPORT", InitFlags::FUSE_NO_OPENDIR_SUPPORT);
@@ -49,9 +51,17 @@ pub(super) struct Granted {
 
 impl Granted {
     /// Asks for everything that is of use; `live` if others may change the layers.
-    pub(super) fn negotiate(&self, config: &mut KernelConfig, writeback: bool, live: bool) {
+    pub(super) fn negotiate(
+        &self,
+        config: &mut KernelConfig,
+        union: &Union,
+        writeback: bool,
+        live: bool,
+    ) {
         let by_life = if live { &AUTO_INVAL } else { &NO_OPENDIR };
-        let wanted = FEATURES.iter().chain([by_life]).chain(writeback.then_some(&WRITEBACK));
+        let acl = union.has_acls().then_some(&POSIX_ACL);
+        let wanted = FEATURES.iter().chain([by_life]).chain(acl);
+        let wanted = wanted.chain(writeback.then_some(&WRITEBACK));
         let asked =
             wanted.map(|(name, flag)| (*name, config.add_capabilities(*flag).is_ok())).collect();
         *self.features.lock() = asked;

@@ -41,7 +41,7 @@ impl Filesystem for UnionFs {
         if self.writeback {
             self.union.times_will_be_told();
         }
-        self.granted.negotiate(config, self.writeback, self.live);
+        self.granted.negotiate(config, &self.union, self.writeback, self.live);
         Ok(())
     }
 

@@ -240,6 +240,11 @@ impl Union {
         self.times_are_told.store(true, Ordering::Relaxed);
     }
 
+    /// Whether POSIX ACLs are shown and taken.
+    pub(crate) fn has_acls(&self) -> bool {
+        !self.options.no_acl
+    }
+
     /// The root of the union.
     pub(crate) fn root(&self) -> &Arc<Node> {
         &self.root
