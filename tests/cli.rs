@@ -492,7 +492,9 @@ fn json_is_one_value() {
     let prepared = fixture.json(&["prepare", "a", "base"]);
     assert_eq!((&prepared["kind"], &prepared["parent"]), (&"active".into(), &"base".into()));
     assert_eq!(fixture.json(&["view", "v", "base"])["kind"], "view");
-    assert_eq!(fixture.json(&["mounts", "a"])[0]["type"], "overlay");
+    let engine =
+        if rustix::process::geteuid().is_root() { "overlay" } else { "fuse.stratafs-fuse" };
+    assert_eq!(fixture.json(&["mounts", "a"])[0]["type"], engine);
     assert_eq!(fixture.json(&["diff", "a"]), serde_json::json!([]));
     let committed = fixture.json(&["commit", "done", "a", "--label", "k=v"]);
     assert_eq!((&committed["kind"], &committed["labels"]["k"]), (&"committed".into(), &"v".into()));
@@ -685,10 +687,7 @@ fn a_failed_export() {
     fixture.file("out.tar", b"old");
     // No archive can hold a file of this name.
     fixture.ok(&["prepare", "a"]);
-    let mounts = fixture.json(&["mounts", "a"]);
-    assert_eq!(mounts[0]["type"], "bind", "a snapshot without parents is one directory");
-    let dir = PathBuf::from(mounts[0]["source"].as_str().unwrap());
-    fs::write(dir.join(".wh.gone"), "").unwrap();
+    fs::write(fixture.path("store/snapshots/1/fs/.wh.gone"), "").unwrap();
     fixture.run(&["export", "a", "-o", "out.tar"]).fails(6, &[".wh.gone"]);
     assert_eq!(fs::read(fixture.path("out.tar")).unwrap(), b"old");
     assert_eq!(fixture.names("."), ["out.tar", "store"]);
@@ -1091,7 +1090,7 @@ fn a_mount_without_the_right() {
     fs::create_dir(fixture.path("mnt")).unwrap();
     let run = fixture.run(&["--driver", "copy", "mount", "a", "mnt"]);
     run.fails(7, &["stratafs mount KEY", "in place"]);
-    fixture.run(&["--driver", "overlay", "mount", "a", "mnt"]).fails(7, &["CAP_SYS_ADMIN"]);
+    fixture.run(&["--driver", "overlay", "mount", "a", "mnt"]).fails(7, &["owners", "driver fuse"]);
     let run = fixture.run(&["--driver", "auto", "mount", "a", "mnt"]);
     match no_fuse() {
         Some(_) => run.fails(7, &["stratafs mount KEY", "in place"]),

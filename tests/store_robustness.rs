@@ -11,13 +11,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use stratafs::{
-    CommitOptions, DurablePointHook, ErrorKind, ExportOptions, Labels, LayerFormat, Store,
+    CommitOptions, DurablePointHook, ErrorKind, ExportOptions, Labels, LayerFormat, Owners, Store,
     StoreOptions, ignore_progress,
 };
 
 fn store(root: &Path) -> Store {
     let mut options = StoreOptions::new();
     options.format = Some(LayerFormat::OverlayUser);
+    // What is looked at and changed here is the files' own.
+    options.owners = Some(Owners::OfFiles);
     Store::open(root, options).unwrap()
 }
 

@@ -164,7 +164,8 @@ impl Driver for OverlayDriver {
         Ok(vec![self.plan(request)?])
     }
 
-    fn may_show(&self, _: &MountRequest, shown: Shown) -> Result<()> {
+    fn may_show(&self, request: &MountRequest, shown: Shown) -> Result<()> {
+        owners_can_be_shown(request.owners)?;
         match shown {
             Shown::InPlace => Err(only_by_mounting(self.name())),
             Shown::Mounted => match userns::may_administer() {

@@ -5,6 +5,8 @@
 //! device is never touched. A directory knows where its tree keeps [owners](super::owners), and so does what is
 //! opened by it.
 
+mod ownership;
+
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
@@ -16,10 +18,12 @@ use std::path::Path;
 use rustix::fs::{AtFlags, Mode, OFlags, RawDir, RenameFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
+pub(super) use ownership::link_target;
+
 use super::file::Place;
 use super::owners::{self, Owners};
 use super::stat::{self, FileType, Stat, Time};
-use super::xattr::{self, Of};
+use super::xattr::Of;
 use crate::path::Name;
 
 /// An open directory.
@@ -241,43 +245,6 @@ impl Dir {
         Ok(file)
     }
 
-    fn create_itself(&self, name: &Name, mode: u32) -> io::Result<File> {
-        let flags =
-            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mode = Mode::from_raw_mode(mode);
-        Ok(File::from(rustix::fs::openat(&self.fd, name.as_bytes(), flags, mode)?))
-    }
-
-    /// The mode with which a file that is to have `mode` is made.
-    fn own_mode(&self, mode: u32, is_dir: bool) -> u32 {
-        match self.owners {
-            Owners::OfFiles => mode,
-            Owners::InXattrs => mode & 0o777 | owners::least_mode(is_dir),
-        }
-    }
-
-    /// Completes what was just made, where owners are in xattrs.
-    fn made(
-        &self,
-        of: Of<'_>,
-        own: impl FnOnce() -> io::Result<Stat>,
-        mode: u32,
-    ) -> io::Result<()> {
-        match self.owners {
-            Owners::OfFiles => Ok(()),
-            Owners::InXattrs => owners::made(of, own()?, self, mode),
-        }
-    }
-
-    /// Removes what was just made, if it could not be completed.
-    fn or_unlink(&self, name: &Name, done: io::Result<()>) -> io::Result<()> {
-        done.inspect_err(|_| {
-            if let Err(e) = self.unlink(name) {
-                tracing::warn!(?name, error = %e, "cannot remove a file that could not be completed");
-            }
-        })
-    }
-
     /// Makes a file that has no name, and inherits from the directory what its files do.
     ///
     /// # Errors
@@ -438,90 +405,6 @@ impl Dir {
         Ok(self.entries()?.is_empty())
     }
 
-    /// Its own owner.
-    pub(crate) fn chown(&self, uid: u32, gid: u32) -> io::Result<()> {
-        Place::Open(self.as_fd(), self.owners).chown(Some(uid), Some(gid))
-    }
-
-    /// Its own mode, setgid and sticky bits included.
-    pub(crate) fn chmod(&self, mode: u32) -> io::Result<()> {
-        match self.owners {
-            Owners::OfFiles => Ok(rustix::fs::fchmod(&self.fd, Mode::from_raw_mode(mode))?),
-            Owners::InXattrs => Place::Open(self.as_fd(), self.owners).chmod(mode),
-        }
-    }
-
-    /// Sets the owner of a child, symlinks themselves included. Clears setuid and setgid of files.
-    ///
-    /// Where owners are in xattrs, a symlink may become another file by it: only for what nobody sees yet.
-    pub(crate) fn chown_at(&self, name: &Name, uid: u32, gid: u32) -> io::Result<()> {
-        self.change_owner_at(name, Some(uid), Some(gid))
-    }
-
-    /// As [`Dir::chown_at`], of user or group alone, or both.
-    pub(super) fn change_owner_at(
-        &self,
-        name: &Name,
-        uid: Option<u32>,
-        gid: Option<u32>,
-    ) -> io::Result<()> {
-        if self.owners == Owners::InXattrs {
-            let own = self.own_stat_at(name)?;
-            if own.file_type == FileType::Symlink {
-                return match (uid.unwrap_or(0), gid.unwrap_or(0)) {
-                    (0, 0) => Ok(()),
-                    (uid, gid) => self.give_symlink_away(name, &own, uid, gid),
-                };
-            }
-            return owners::chown(Of::Child(self, name), own, uid, gid);
-        }
-        let (uid, gid) = (uid.map(rustix::fs::Uid::from_raw), gid.map(rustix::fs::Gid::from_raw));
-        let flags = AtFlags::SYMLINK_NOFOLLOW;
-        Ok(rustix::fs::chownat(&self.fd, name.as_bytes(), uid, gid, flags)?)
-    }
-
-    /// Puts a file that stands for it in a symlink's place.
-    fn give_symlink_away(&self, name: &Name, own: &Stat, uid: u32, gid: u32) -> io::Result<()> {
-        let target = rustix::fs::readlinkat(&self.fd, name.as_bytes(), Vec::new())?.into_bytes();
-        self.unlink(name)?;
-        let mut file = self.create_itself(name, 0o600)?;
-        let told = owners::symlink_of(uid, gid);
-        let done = xattr::set(Of::Fd(file.as_fd()), owners::KEY, &told)
-            .and_then(|()| io::Write::write_all(&mut file, &target))
-            .and_then(|()| set_times(&file, own.atime, own.mtime));
-        self.or_unlink(name, done)
-    }
-
-    /// Sets the mode of a child that is not a symlink; a symlink there is refused, not followed.
-    pub(crate) fn chmod_at(&self, name: &Name, mode: u32) -> io::Result<()> {
-        if self.owners == Owners::InXattrs {
-            let own = self.own_stat_at(name)?;
-            let of = Of::Child(self, name);
-            if owners::shown(of, own)?.file_type == FileType::Symlink {
-                return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
-            }
-            return owners::chmod(of, own, mode);
-        }
-        self.chmod_itself_at(name, mode)
-    }
-
-    /// The same, of what the file itself has.
-    pub(super) fn chmod_itself_at(&self, name: &Name, mode: u32) -> io::Result<()> {
-        match fchmodat2_nofollow(self.as_fd(), name, mode) {
-            // Before Linux 6.6. The descriptor pins the file; the link in /proc is to just that one.
-            Err(e) if e.raw_os_error() == Some(libc::ENOSYS) => {
-                let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let fd = rustix::fs::openat(&self.fd, name.as_bytes(), flags, Mode::empty())?;
-                if stat::fstat(&fd)?.file_type == FileType::Symlink {
-                    return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
-                }
-                let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
-                Ok(rustix::fs::chmod(link, Mode::from_raw_mode(mode))?)
-            }
-            done => done,
-        }
-    }
-
     /// Sets the times of a child, symlinks themselves included.
     pub(crate) fn set_times_at(&self, name: &Name, atime: Time, mtime: Time) -> io::Result<()> {
         let times = timestamps(atime, mtime);
@@ -540,32 +423,9 @@ impl Dir {
     }
 }
 
-fn fchmodat2_nofollow(dir: BorrowedFd<'_>, name: &Name, mode: u32) -> io::Result<()> {
-    let name = std::ffi::CString::new(name.as_bytes())?;
-    // SAFETY: the descriptor and the C string live through the call, which writes no memory.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_fchmodat2,
-            dir.as_raw_fd(),
-            name.as_ptr(),
-            mode,
-            libc::AT_SYMLINK_NOFOLLOW,
-        )
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
 fn timestamps(atime: Time, mtime: Time) -> Timestamps {
     let spec = |t: Time| Timespec { tv_sec: t.secs, tv_nsec: t.nanos.into() };
     Timestamps { last_access: spec(atime), last_modification: spec(mtime) }
-}
-
-/// What a file that stands for a symlink holds.
-pub(super) fn link_target(file: File) -> io::Result<Vec<u8>> {
-    let mut target = Vec::new();
-    let limit = u64::try_from(libc::PATH_MAX).unwrap_or(u64::MAX);
-    io::Read::read_to_end(&mut io::Read::take(file, limit), &mut target)?;
-    Ok(target)
 }
 
 /// Sets access and modification time through an open descriptor, which must not be an O_PATH one.

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, XattrFlags};
 use stratafs::{
-    AdoptOptions, Adopted, Durability, ForeignFormat, Labels, LayerFormat, Store, StoreOptions,
-    ignore_progress,
+    AdoptOptions, Adopted, Durability, ForeignFormat, Labels, LayerFormat, Owners, Store,
+    StoreOptions, ignore_progress,
 };
 use tempfile::TempDir;
 
@@ -22,6 +22,8 @@ impl Bench {
     pub fn new(format: LayerFormat) -> Bench {
         let tmp = super::suite::temp();
         let mut options = StoreOptions::new();
+        // The layers are looked at as they are.
+        options.owners = Some(Owners::OfFiles);
         options.format = Some(format);
         options.durability = Durability::None;
         let store = Store::open(tmp.path().join("store"), options).unwrap();

@@ -98,7 +98,7 @@ pub fn options(durability: Durability) -> StoreOptions {
 pub fn upper_dir(store: &Store, key: &str) -> PathBuf {
     match store.mounts(key, &MountOptions::default()).unwrap().remove(0) {
         Mount::Bind { source, .. } => source,
-        Mount::Overlay { upper, .. } => upper.unwrap().dir,
+        Mount::Overlay { upper, .. } | Mount::Fuse { upper, .. } => upper.unwrap().dir,
         other => panic!("{other:?}"),
     }
 }
@@ -108,7 +108,7 @@ pub fn layer_dir(store: &Store, name: &str) -> PathBuf {
     store.view("layer-dir", Some(name), Labels::new()).unwrap();
     let dir = match store.mounts("layer-dir", &MountOptions::default()).unwrap().remove(0) {
         Mount::Bind { source, .. } => source,
-        Mount::Overlay { mut lower, .. } => lower.remove(0),
+        Mount::Overlay { mut lower, .. } | Mount::Fuse { mut lower, .. } => lower.remove(0),
         other => panic!("{other:?}"),
     };
     store.remove("layer-dir").unwrap();
