@@ -29,7 +29,7 @@ use std::sync::mpsc::channel;
 
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
-use stratafs::LayerFormat;
+use stratafs::{LayerFormat, Owners};
 use support::suite;
 use support::union_mount::{Branches, Engine, Rng, UnionMount, asked_seed, full};
 use union_model::choose::Chooser;
@@ -163,6 +163,7 @@ fn round(engine: &Engine, format: LayerFormat, moment: Moment, seed: u64) -> Res
     };
     let rules = Rules {
         format,
+        owners: Owners::OfFiles,
         redirects: format != LayerFormat::Aufs,
         // The kernel is asked, too.
         zero_devices: ZeroDevices::Untried,

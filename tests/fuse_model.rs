@@ -27,7 +27,7 @@ mod union_model {
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use stratafs::LayerFormat;
+use stratafs::{LayerFormat, Owners};
 use support::suite;
 use support::union_mount::{Branches, Engine, Rng, UnionMount, asked_seed, full};
 use union_model::choose::Chooser;
@@ -66,6 +66,7 @@ fn main() {
         engine: engine.clone(),
         rules: Rules {
             format,
+            owners: Owners::OfFiles,
             redirects,
             zero_devices: match engine {
                 Engine::Own if !switches => ZeroDevices::Made,
@@ -93,6 +94,15 @@ fn main() {
             setup("user", &own, OverlayUser, true, false),
             setup("aufs", &own, Aufs, false, false),
         ]);
+        if own == Engine::Own {
+            for (name, format) in
+                [("owners_in_xattrs", OverlayUser), ("aufs_owners_in_xattrs", Aufs)]
+            {
+                let mut setup = setup(name, &own, format, format != Aufs, false);
+                setup.rules.owners = Owners::InXattrs;
+                setups.push(Setup { more: ",xattr_permissions=2", ..setup });
+            }
+        }
     }
     setups.extend([
         setup("user_without_redirects_and_the_kernel", &own, OverlayUser, false, true),

@@ -15,6 +15,7 @@ use crate::sys::errno::Code;
 use crate::sys::file::{self, FileSystemStat, SetTime};
 use crate::sys::owners::Owners;
 use crate::sys::stat::{FileType, Stat, Time};
+use crate::sys::xattr::{self, Of};
 
 pub(super) const SETUID: u32 = 0o4000;
 pub(super) const SETGID: u32 = 0o2000;
@@ -267,13 +268,22 @@ impl Union {
                 return Err(Code::Perm.into());
             }
             let before = dir.stat()?;
+            let copy_xattrs = || {
+                let (from, to) = (Of::Child(dir, name), Of::Child(work, &temp));
+                xattr::list(from)?.iter().try_for_each(|key| match xattr::get(from, key)? {
+                    Some(value) => xattr::set(to, key, &value),
+                    None => Ok(()),
+                })
+            };
             let made = work
                 .symlink(&dir.read_link(name)?, &temp)
+                .and_then(|()| copy_xattrs())
                 .and_then(|()| work.set_times_at(&temp, stat.atime, stat.mtime))
                 .and_then(|()| work.chown_at(&temp, to.0, to.1))
                 .and_then(|()| work.rename(&temp, dir, name, OnExisting::Replace));
             made.inspect_err(|_| upper.work.discard(&temp))?;
             let real = Real::from(&dir.stat_at(name)?);
+            self.table.forget_other_id(Real::from(&stat));
             self.table.note_other_id(real, node.id);
             node.set_upper(real);
             restore_times(dir, &before);

@@ -9,8 +9,8 @@
 
 use std::fmt;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use smallvec::SmallVec;
@@ -110,8 +110,8 @@ pub(crate) struct Node {
     pub(super) kind: FileType,
     /// The file in the lower layer that it is or was copied from.
     pub(super) lower: Option<Real>,
-    /// The file in the upper, once there is one.
-    upper: OnceLock<Real>,
+    /// The file in the upper, once there is one. Only a symlink that is given away becomes another.
+    upper: Mutex<Option<Real>>,
     table: Arc<Table>,
     pub(super) lookups: Lookups,
     /// Whether there may be descriptors of it in the table's cache.
@@ -144,10 +144,7 @@ pub(super) struct NewNode {
 
 impl Node {
     pub(super) fn new(table: &Arc<Table>, id: NodeId, new: NewNode) -> Arc<Node> {
-        let upper = OnceLock::new();
-        if let Some(real) = new.upper {
-            upper.get_or_init(|| real);
-        }
+        let upper = Mutex::new(new.upper);
         Arc::new(Node {
             id,
             generation: table.next_generation(),
@@ -202,12 +199,12 @@ impl Node {
     }
 
     pub(super) fn upper(&self) -> Option<Real> {
-        self.upper.get().copied()
+        *self.upper.lock()
     }
 
     /// Notes the copy that was made of it.
     pub(super) fn set_upper(&self, real: Real) {
-        self.upper.get_or_init(|| real);
+        *self.upper.lock() = Some(real);
     }
 
     /// The directory it is in and its name there; none for the root and for what has no name.

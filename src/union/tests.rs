@@ -64,6 +64,7 @@ impl Hooks {
 struct Fixture {
     tmp: tempfile::TempDir,
     format: LayerFormat,
+    owners: Owners,
     options: UnionOptions,
 }
 
@@ -75,7 +76,12 @@ impl Fixture {
         for dir in ["top", "bottom", "upper", "work"] {
             fs::create_dir(tmp.path().join(dir)).unwrap();
         }
-        Fixture { tmp, format, options: UnionOptions::default() }
+        Fixture { tmp, format, owners: Owners::OfFiles, options: UnionOptions::default() }
+    }
+
+    /// Of layers that keep owners so.
+    fn keeping(format: LayerFormat, owners: Owners) -> Fixture {
+        Fixture { owners, ..Fixture::new(format) }
     }
 
     fn path(&self, path: &str) -> PathBuf {
@@ -93,7 +99,7 @@ impl Fixture {
     }
 
     fn spec(&self) -> UnionSpec {
-        let dir = |name: &str| Dir::open(self.path(name)).unwrap();
+        let dir = |name: &str| Dir::open_with(self.path(name), self.owners).unwrap();
         let lower =
             |name: &str| Lower { dir: Arc::new(dir(name)), format: self.format, dot_wh: false };
         UnionSpec {

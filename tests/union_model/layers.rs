@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags, makedev,
 };
-use stratafs::LayerFormat;
+use stratafs::{LayerFormat, Owners};
 
 use super::choose::{Chooser, XATTRS};
 use super::model::{Dir, Id, Inode, Model, ROOT, Rules, What};
@@ -192,7 +192,7 @@ pub fn build(
     let mut dirs = Vec::new();
     let model = merge_all(lines, layers, rules, whiteouts, |layer, tree| {
         let at = dir.join(format!("lower{layer}"));
-        write(tree, &at, rules.format);
+        write(tree, &at, rules);
         dirs.insert(0, at);
     });
     (dirs, model)
@@ -254,13 +254,28 @@ fn merge(layer: &Entry, id: Id, model: &mut Model) {
     }
 }
 
-fn write(entry: &Entry, path: &Path, format: LayerFormat) {
+fn write(entry: &Entry, path: &Path, rules: Rules) {
+    let format = rules.format;
+    // What stands for a file whose owner, or what it is, is told by an xattr.
+    let told = match (&entry.node, rules.owners) {
+        (Node::Whiteout, _) | (_, Owners::OfFiles) => None,
+        (Node::Other(What::Symlink(_)), _) if entry.owner == (0, 0) => None,
+        (Node::Dir { .. }, _) => Some(("dir".to_owned(), None)),
+        (Node::Other(what), _) => Some(match what {
+            What::File(bytes) => ("file".to_owned(), Some(bytes.clone())),
+            What::Symlink(to) => ("symlink".to_owned(), Some(to.as_os_str().as_bytes().to_vec())),
+            What::Fifo => ("pipe".to_owned(), Some(Vec::new())),
+            What::Char(major, minor) => (format!("char-{major}-{minor}"), Some(Vec::new())),
+            What::Dir(_) => unreachable!("directories are nodes of their own"),
+        }),
+    };
     let mode = Mode::from_raw_mode(0o600);
     let device = |minor| {
         rustix::fs::mknodat(CWD, path, FileType::CharacterDevice, mode, makedev(minor / 3, minor))
             .unwrap();
     };
     match &entry.node {
+        _ if let Some((_, Some(content))) = &told => std::fs::write(path, content).unwrap(),
         Node::Whiteout if format == LayerFormat::Aufs => {
             let name = [b".wh.", path.file_name().unwrap().as_bytes()].concat();
             // A mark for a name beyond the limit cannot be.
@@ -279,7 +294,7 @@ fn write(entry: &Entry, path: &Path, format: LayerFormat) {
                 rustix::fs::lsetxattr(path, mark_name(format), b"y", flags).unwrap();
             }
             for (name, child) in children {
-                write(child, &path.join(name), format);
+                write(child, &path.join(name), rules);
             }
         }
         Node::Other(What::File(bytes)) => std::fs::write(path, bytes).unwrap(),
@@ -293,15 +308,29 @@ fn write(entry: &Entry, path: &Path, format: LayerFormat) {
     for (name, value) in &entry.xattrs {
         rustix::fs::lsetxattr(path, name.as_str(), value, XattrFlags::empty()).unwrap();
     }
+    if let Some((word, _)) = &told {
+        let (uid, gid) = entry.owner;
+        let value = format!("{uid}:{gid}:{:04o}:{word}", entry.mode);
+        let (key, flags) = ("user.containers.override_stat", XattrFlags::empty());
+        rustix::fs::lsetxattr(path, key, value.as_bytes(), flags).unwrap();
+        let least = if word == "dir" { 0o700 } else { 0o600 };
+        let mode = Mode::from_raw_mode(entry.mode & 0o777 | least);
+        rustix::fs::chmod(path, mode).unwrap();
+        return set_mtime(entry, path);
+    }
     let (uid, gid) = (Uid::from_raw(entry.owner.0), Gid::from_raw(entry.owner.1));
     let nofollow = AtFlags::SYMLINK_NOFOLLOW;
     rustix::fs::chownat(CWD, path, Some(uid), Some(gid), nofollow).unwrap();
     if !matches!(entry.node, Node::Other(What::Symlink(_))) {
         rustix::fs::chmod(path, Mode::from_raw_mode(entry.mode)).unwrap();
     }
+    set_mtime(entry, path);
+}
+
+fn set_mtime(entry: &Entry, path: &Path) {
     if let Some((sec, nsec)) = entry.mtime {
         let time = Timespec { tv_sec: sec, tv_nsec: nsec.into() };
         let times = Timestamps { last_access: time, last_modification: time };
-        rustix::fs::utimensat(CWD, path, &times, nofollow).unwrap();
+        rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
     }
 }

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
-use stratafs::LayerFormat;
+use stratafs::{LayerFormat, Owners};
 
 use super::ops::{At, Bits, How, Op, Outcome, SLOTS, Set, Stat, Time, pattern};
 use crate::support::union_mount::UMASK;
@@ -97,6 +97,7 @@ impl Inode {
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
     pub format: LayerFormat,
+    pub owners: Owners,
     pub redirects: bool,
     pub zero_devices: ZeroDevices,
 }
@@ -388,6 +389,12 @@ impl Model {
             }
             Op::Chown { at, uid, gid } => {
                 let id = self.at(at)?;
+                let inode = self.inode(id);
+                if self.rules.owners == Owners::InXattrs && inode.kind() == 'l' && inode.nlink != 1
+                {
+                    // It would have to become another file at all its names.
+                    return Err(Stop::Skip);
+                }
                 self.chown(id, *uid, *gid);
             }
             Op::Utimens { at, mtime } => {

@@ -59,10 +59,19 @@ impl Dir {
     /// Puts a file that stands for it in a symlink's place.
     fn give_symlink_away(&self, name: &Name, own: &Stat, uid: u32, gid: u32) -> io::Result<()> {
         let target = rustix::fs::readlinkat(&self.fd, name.as_bytes(), Vec::new())?.into_bytes();
+        let mut kept = Vec::new();
+        for key in xattr::list(Of::Child(self, name))? {
+            if let Some(value) = xattr::get(Of::Child(self, name), &key)? {
+                kept.push((key, value));
+            }
+        }
         self.unlink(name)?;
         let mut file = self.create_itself(name, 0o600)?;
         let told = owners::symlink_of(uid, gid);
-        let done = xattr::set(Of::Fd(file.as_fd()), owners::KEY, &told)
+        let done = kept
+            .iter()
+            .try_for_each(|(key, value)| xattr::set(Of::Fd(file.as_fd()), key, value))
+            .and_then(|()| xattr::set(Of::Fd(file.as_fd()), owners::KEY, &told))
             .and_then(|()| io::Write::write_all(&mut file, &target))
             .and_then(|()| set_times(&file, own.atime, own.mtime));
         self.or_unlink(name, done)

@@ -12,6 +12,13 @@ use super::*;
 use crate::sys::intercept::{Call, Failure, Verdict, intercept};
 use crate::sys::stat::FileType;
 
+/// Formats, and where owners are kept.
+const SETUPS: [(LayerFormat, Owners); 3] = [
+    (LayerFormat::OverlayUser, Owners::OfFiles),
+    (LayerFormat::Aufs, Owners::OfFiles),
+    (LayerFormat::OverlayUser, Owners::InXattrs),
+];
+
 /// Which calls fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
@@ -105,10 +112,11 @@ fn shown(u: &Union) -> BTreeMap<String, String> {
             keys.sort();
             let xattrs: Vec<_> =
                 keys.iter().map(|key| (key, u.xattr(&node, key).unwrap())).collect();
-            let is_dir = attr.kind == FileType::Directory;
-            let what = if is_dir {
+            let what = if attr.kind == FileType::Directory {
                 dirs.push(path.clone());
                 String::new()
+            } else if attr.kind != FileType::Regular {
+                format!("{} links, {:?}, {:?}", attr.nlink, attr.rdev, u.read_link(&node).ok())
             } else {
                 let size = usize::try_from(attr.size).unwrap();
                 let digest = crate::Digest::of(&u.bytes(&node, 0, size + 1));

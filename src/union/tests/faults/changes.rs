@@ -12,10 +12,10 @@ pub(super) type Change = (&'static str, fn(&Union) -> io::Result<()>);
 const SIZE: u64 = 40_000;
 
 /// Layers with a sparse file, files with several names, and files in the way.
-pub(super) fn layers(format: LayerFormat) -> Fixture {
+pub(super) fn layers((format, owners): (LayerFormat, Owners)) -> Fixture {
     // Not what a union has left on this thread.
     crate::sys::umask::set_on_this_thread(0o022).unwrap();
-    let f = Fixture::new(format);
+    let f = Fixture::keeping(format, owners);
     for path in ["bottom/d/file", "bottom/d/sub/deep", "bottom/l1", "bottom/e/x", "bottom/over"] {
         f.file(path);
     }
@@ -29,6 +29,7 @@ pub(super) fn layers(format: LayerFormat) -> Fixture {
     for name in ["l2", "d/l3"] {
         fs::hard_link(f.path("bottom/l1"), f.path("bottom").join(name)).unwrap();
     }
+    std::os::unix::fs::symlink("to", f.path("bottom/d/symlink")).unwrap();
     let old = SetTime::To(Time { secs: 1_000_000, nanos: 0 });
     for path in ["bottom/d/file", "bottom/d/sub/deep", "bottom/l1", "bottom/over", "top/over"] {
         let file = fs::File::open(f.path(path)).unwrap();
@@ -82,6 +83,9 @@ const CHANGES: &[Change] = &[
     ("mkdir over a whiteout", |u| u.put("gone", NewFile::Directory).map(drop)),
     ("create over a whiteout", |u| u.put("gone", NewFile::Regular).map(drop)),
     ("create", |u| u.put("d/sub/new", NewFile::Regular).map(drop)),
+    ("mknod", |u| u.put("d/sub/new", NewFile::Fifo).map(drop)),
+    ("chown", |u| set(u, "d/file", SetAttr { uid: Some(7), gid: Some(8), ..SetAttr::nothing() })),
+    ("chown of a symlink", |u| set(u, "d/symlink", SetAttr { uid: Some(7), ..SetAttr::nothing() })),
     ("write to one of three names", |u| u.write(&found(u, "d/l3"), 0, b"N", None, false)),
     ("write to a linked file", |u| u.write(&found(u, "linked"), 0, b"N", None, false)),
     ("link of one of three names", |u| ln(u, "l1", "l4")),
@@ -96,8 +100,8 @@ const CHANGES: &[Change] = &[
 ];
 
 /// Layers on which something has been done already.
-fn used(format: LayerFormat) -> Fixture {
-    let f = layers(format);
+fn used(setup: (LayerFormat, Owners)) -> Fixture {
+    let f = layers(setup);
     for path in ["bottom/gone", "bottom/empty/x", "bottom/changed", "bottom/link-1"] {
         f.file(path);
     }
@@ -131,12 +135,17 @@ fn without_links(mut all: BTreeMap<String, String>) -> BTreeMap<String, String> 
 }
 
 /// What is shown before and after a change. None if it cannot be made in this format.
-fn before_and_after(format: LayerFormat, change: &Change) -> Option<[BTreeMap<String, String>; 2]> {
-    let f = used(format);
+fn before_and_after(
+    setup: (LayerFormat, Owners),
+    change: &Change,
+) -> Option<[BTreeMap<String, String>; 2]> {
+    let f = used(setup);
     let u = f.open();
     let before = seen(&u, change);
     match (change.1)(&u) {
         Err(e) if Code::CrossDevice.is(&e) => return None,
+        // To others only root can give files.
+        Err(e) if Code::Perm.is(&e) && change.0.starts_with("chown") => return None,
         done => done.unwrap(),
     }
     let after = seen(&u, change);
@@ -158,17 +167,17 @@ pub(super) fn difference(a: &BTreeMap<String, String>, b: &BTreeMap<String, Stri
 
 #[test]
 fn a_kill_leaves_the_old_or_the_new() {
-    for format in FORMATS {
+    for setup in SETUPS {
         for change in CHANGES {
-            let Some([before, after]) = before_and_after(format, change) else { continue };
+            let Some([before, after]) = before_and_after(setup, change) else { continue };
             let killed = killed_anywhere(
-                || used(format),
+                || used(setup),
                 |u| drop((change.1)(u)),
                 |_, u, at| {
                     let now = seen(u, change);
                     assert!(
                         now == before || now == after,
-                        "{format:?}: {}, killed at {at:?}; from before: {}\nfrom after: {}",
+                        "{setup:?}: {}, killed at {at:?}; from before: {}\nfrom after: {}",
                         change.0,
                         difference(&now, &before),
                         difference(&now, &after)
@@ -182,13 +191,13 @@ fn a_kill_leaves_the_old_or_the_new() {
 
 #[test]
 fn a_failing_call_leaves_the_old_or_the_new() {
-    for format in FORMATS {
+    for setup in SETUPS {
         for change in CHANGES {
-            let Some([before, after]) = before_and_after(format, change) else { continue };
+            let Some([before, after]) = before_and_after(setup, change) else { continue };
             for shift in 0..shifts() {
                 for k in 0.. {
                     let failure = Failure::ALL[(k + shift) % Failure::ALL.len()];
-                    let f = used(format);
+                    let f = used(setup);
                     let ((u, done), at) = under(Fault::Fails(k, failure), |span| {
                         let u = f.open();
                         span.begin();
@@ -197,7 +206,7 @@ fn a_failing_call_leaves_the_old_or_the_new() {
                         (u, done)
                     });
                     let Some(at) = at else { break };
-                    let what = format!("{format:?}: {}, {failure:?} at {at:?}: {done:?}", change.0);
+                    let what = format!("{setup:?}: {}, {failure:?} at {at:?}: {done:?}", change.0);
                     let now = seen(&u, change);
                     // A note that could not be removed is one more name of the file until the next mount.
                     let has_note = done.is_ok() && change.0.ends_with("copy without data");

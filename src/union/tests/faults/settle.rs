@@ -5,7 +5,7 @@ use super::*;
 
 /// An upper in which everything refers to lower layers that can.
 fn referring() -> Fixture {
-    let f = layers(LayerFormat::OverlayUser);
+    let f = layers((LayerFormat::OverlayUser, Owners::OfFiles));
     let u = f.open();
     let chmod = |path: &str| {
         let set = SetAttr { mode: Some(0o600), ..SetAttr::nothing() };
