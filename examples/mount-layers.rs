@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use stratafs::{
     ApplyOptions, CommitOptions, ErrorKind, ExportOptions, ImageLayout, ImportOptions, Labels,
-    MountOptions, ProbeTarget, RelPath, Store, StoreOptions, ignore_progress, import_image,
+    MountOptions, Owners, ProbeTarget, RelPath, Store, StoreOptions, ignore_progress, import_image,
 };
 
 fn main() -> ExitCode {
@@ -33,13 +33,19 @@ fn run(image: Option<&Path>) -> Result<(), Box<dyn Error>> {
     let temporary = tempfile::tempdir()?;
     let store = Store::open(temporary.path().join("store"), StoreOptions::new())?;
     println!("store at {} in format {}", store.root().display(), store.format());
+    if store.owners() == Owners::InXattrs {
+        // Who cannot give files away keeps owners in xattrs. Nothing else is different for him.
+        println!("owners are kept in xattrs");
+    }
 
     // What the drivers can do here is found out by trying; the store takes the first that works. One
     // that copies is left out: here something is to be mounted.
     let mut hindrances = Vec::new();
     let mut works = false;
     for driver in store.drivers().filter(|driver| driver.name() != "copy") {
-        let probe = driver.probe(&ProbeTarget::new(store.root(), store.format()))?;
+        let mut target = ProbeTarget::new(store.root(), store.format());
+        target.owners = store.owners();
+        let probe = driver.probe(&target)?;
         if probe.usable() {
             println!("mounting by the driver {}", driver.name());
             works = true;
@@ -54,17 +60,12 @@ fn run(image: Option<&Path>) -> Result<(), Box<dyn Error>> {
         return Err(format!("{text}{}", hindrances.concat()).into());
     }
 
-    // Who is not root gives files to nobody else, and makes no devices.
-    let own = std::os::unix::fs::MetadataExt::uid(&fs::metadata(temporary.path())?);
-    let unpacking = if own == 0 { ApplyOptions::default() } else { ApplyOptions::unprivileged() };
-
     // Layers come in as archives, alone or in an image, and are committed: nobody changes them any
     // more. Each is the parent of the next.
     let top = match image {
         Some(path) => {
             let layout = ImageLayout::open(path)?;
-            let mut options = ImportOptions::new();
-            options.apply = unpacking.clone();
+            let options = ImportOptions::new();
             let image = import_image(&store, &layout, "image", &options, &mut ignore_progress)?;
             println!("imported {} layers", image.layers.len());
             image.layers.last().ok_or("the image has no layers")?.clone()
@@ -76,7 +77,7 @@ fn run(image: Option<&Path>) -> Result<(), Box<dyn Error>> {
                     name,
                     parent,
                     &mut archive.as_slice(),
-                    &unpacking,
+                    &ApplyOptions::default(),
                     Labels::new(),
                     &mut ignore_progress,
                 )?;
@@ -148,7 +149,7 @@ fn run(image: Option<&Path>) -> Result<(), Box<dyn Error>> {
         "again",
         Some(&top),
         &mut archive.as_slice(),
-        &unpacking,
+        &ApplyOptions::default(),
         Labels::new(),
         &mut ignore_progress,
     )?;

@@ -97,6 +97,13 @@
 //! # Ok::<(), stratafs::Error>(())
 //! ```
 //!
+//! # Owners
+//!
+//! Who may not give files away (no CAP_CHOWN) gets a store that keeps owners, modes and devices in xattrs
+//! ([`Owners::InXattrs`]), as containers/storage does. Nothing that an image says is lost in it; every file is
+//! that user's own, none is setuid or a device; the union over FUSE and copies show it, the kernel's overlayfs does
+//! not.
+//!
 //! # What it promises
 //!
 //! - A call that returned is on disk; a crash at any moment leaves the store as it was before or

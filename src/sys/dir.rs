@@ -170,7 +170,7 @@ impl Dir {
     }
 
     /// The same, as the file itself has them.
-    fn own_stat_at(&self, name: &Name) -> io::Result<Stat> {
+    pub(super) fn own_stat_at(&self, name: &Name) -> io::Result<Stat> {
         stat::stat_at(&self.fd, name.as_bytes())
     }
 

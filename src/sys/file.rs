@@ -123,6 +123,16 @@ impl<'a> Place<'a> {
         }
     }
 
+    /// Sets owner, group and mode of what is no symlink.
+    pub(crate) fn assign(self, uid: u32, gid: u32, mode: u32) -> io::Result<()> {
+        let own = match self {
+            Place::Child(dir, name) if dir.owners() == Owners::InXattrs => dir.own_stat_at(name)?,
+            Place::Open(fd, Owners::InXattrs) => stat::fstat(fd)?,
+            _ => return self.chown(Some(uid), Some(gid)).and_then(|()| self.chmod(mode)),
+        };
+        owners::assign(self.xattrs(), own, (uid, gid, mode))
+    }
+
     pub(crate) fn set_times(self, atime: SetTime, mtime: SetTime) -> io::Result<()> {
         let times = Timestamps { last_access: atime.spec(), last_modification: mtime.spec() };
         match self {

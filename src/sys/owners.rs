@@ -149,6 +149,13 @@ pub(super) fn chown(of: Of<'_>, own: Stat, uid: Option<u32>, gid: Option<u32>) -
     kept.become_of(of, &stat)
 }
 
+/// Owner, group and mode at once, of what has just been made and had its look at.
+pub(super) fn assign(of: Of<'_>, own: Stat, (uid, gid, mode): (u32, u32, u32)) -> io::Result<()> {
+    let kept = Kept::of(of, own)?;
+    let stat = Stat { uid, gid, mode: mode & 0o7777, ..kept.stat() };
+    kept.become_of(of, &stat)
+}
+
 /// As chmod(2).
 pub(super) fn chmod(of: Of<'_>, own: Stat, mode: u32) -> io::Result<()> {
     let kept = Kept::of(of, own)?;

@@ -41,7 +41,11 @@ impl Unpack<'_> {
         let mut made = look()?;
         self.newcomer = Some((made.uid, made.gid));
         let mut given = false;
-        if self.options.ownership != Ownership::Ignore
+        let at_once = dir.owners() == Owners::InXattrs
+            && self.options.ownership != Ownership::Ignore
+            && !matches!(entry.kind, EntryKind::Symlink { .. });
+        if !at_once
+            && self.options.ownership != Ownership::Ignore
             && (made.uid, made.gid) != (entry.uid, entry.gid)
         {
             given = true;
@@ -51,6 +55,12 @@ impl Unpack<'_> {
                 .map_err(owner_remedy)?;
         }
         self.set_xattrs(of, entry)?;
+        if at_once && (made.uid, made.gid, made.mode) != (entry.uid, entry.gid, entry.mode & 0o7777)
+        {
+            // Each of them is a change of the same xattr.
+            place.assign(entry.uid, entry.gid, entry.mode).at("set owner and mode of", path)?;
+            made.mode = entry.mode & 0o7777;
+        }
         // A symlink has no mode of its own.
         if !matches!(entry.kind, EntryKind::Symlink { .. }) {
             let mode = entry.mode & 0o7777;
