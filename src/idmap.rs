@@ -34,6 +34,11 @@ impl IdMap {
         (&self.ranges, self.squash)
     }
 
+    /// Whether all files are shown as this one's.
+    pub(crate) fn squashes_to(&self, id: u32) -> bool {
+        self.squash == Some(id)
+    }
+
     /// What is shown for an id that a file has.
     pub(crate) fn shown(&self, host: u32) -> u32 {
         if let Some(id) = self.squash {

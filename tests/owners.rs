@@ -357,6 +357,7 @@ fn mounted() {
     fs::write(root.join("bin/su"), "edited").unwrap();
     fs::write(root.join("mine"), "mine").unwrap();
     fs::set_permissions(root.join("readonly"), Permissions::from_mode(0o640)).unwrap();
+    std::os::unix::fs::chown(root.join("big"), Some(user), None).unwrap();
     guard.unmount().unwrap();
     let mut changes = stage.changes("a");
     changes.sort();

@@ -111,7 +111,7 @@ impl FuseDriver {
                 own: own_work()?,
             }),
         };
-        let (uids, gids) = shown_ids(request.owners);
+        let (uids, gids) = shown_ids(request.owners)?;
         Ok(View {
             lowers,
             upper,
@@ -149,15 +149,17 @@ fn layers(request: &MountRequest) -> Vec<&PathBuf> {
     }
 }
 
-/// Whose the files are shown to be. Where owners are in xattrs, root in a user namespace sees them as they are; who
-/// is nobody's root sees all files as his own, as in a copy, and what he makes is root's.
-fn shown_ids(owners: Owners) -> (IdMap, IdMap) {
+/// Whose the files are shown to be. Where owners are in xattrs, root in a user namespace that has all ids sees them
+/// as they are. Anybody else could do nothing with files of ids that are not his: he sees all as his own, as in a
+/// copy, and what he makes is root's.
+fn shown_ids(owners: Owners) -> Result<(IdMap, IdMap)> {
     let (user, group) = fuse::user_and_group();
-    if owners == Owners::OfFiles || user == 0 {
-        return (IdMap::default(), IdMap::default());
+    let has_all = || userns::has_all_ids().at("look at the ids of", "this user namespace");
+    if owners == Owners::OfFiles || (user == 0 && has_all()?) {
+        return Ok((IdMap::default(), IdMap::default()));
     }
     let own = |id| IdMap::new(vec![Range { host: 0, shown: id, len: 1 }], Some(id));
-    (own(user), own(group))
+    Ok((own(user), own(group)))
 }
 
 fn restrictions(request: &MountRequest) -> Restrictions {

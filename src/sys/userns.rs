@@ -26,9 +26,11 @@ pub(crate) fn user() -> u32 {
 /// ids that images use.
 pub(crate) fn may_give_files_away() -> io::Result<bool> {
     let capabilities = rustix::thread::capabilities(None)?;
-    if !capabilities.effective.contains(rustix::thread::CapabilitySet::CHOWN) {
-        return Ok(false);
-    }
+    Ok(capabilities.effective.contains(rustix::thread::CapabilitySet::CHOWN) && has_all_ids()?)
+}
+
+/// Whether the calling thread's user namespace has all ids that images use.
+pub(crate) fn has_all_ids() -> io::Result<bool> {
     for map in ["/proc/thread-self/uid_map", "/proc/thread-self/gid_map"] {
         match std::fs::read_to_string(map) {
             Ok(text) if maps_all(&text) => {}

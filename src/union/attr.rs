@@ -9,6 +9,7 @@ use super::caller::Caller;
 use super::copyup::{Data, restore_times};
 use super::node::{Node, Place, Real, State};
 use super::xattr::ZERO_DEVICE_FILE;
+use crate::idmap::IdMap;
 use crate::layer::LayerFormat;
 use crate::sys::dir::OnExisting;
 use crate::sys::errno::Code;
@@ -195,8 +196,10 @@ impl Union {
             *node.time_is_set.lock() |= in_upper;
             return Ok(attr);
         }
-        let owner = |map: &crate::idmap::IdMap, id: Option<u32>| match id {
+        let owner = |map: &IdMap, id: Option<u32>| match id {
             None => Ok(None),
+            // It is shown as his whatever it has, and stays what it is.
+            Some(id) if map.squashes_to(id) => Ok(None),
             Some(id) => map.host(id).map(Some).ok_or(Code::Invalid),
         };
         let (uid, gid) = (owner(&self.options.uids, set.uid)?, owner(&self.options.gids, set.gid)?);
