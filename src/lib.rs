@@ -125,6 +125,8 @@ mod adopt;
 mod archive;
 mod changes;
 mod compression;
+#[cfg(feature = "fuse")]
+pub mod container;
 mod digest;
 mod driver;
 mod error;
@@ -142,6 +144,8 @@ mod layer;
 mod override_stat;
 mod path;
 mod progress;
+#[cfg(feature = "fuse")]
+pub mod rootless;
 mod store;
 mod sys;
 mod tree;

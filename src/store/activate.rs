@@ -77,6 +77,7 @@ impl Store {
             let mut mount = MountRow::new(row.id, &target);
             mount.served = driver.is_served();
             mount.helper = driver.has_helpers();
+            mount.private = options.private;
             write_row(path, &mount)?;
             let guard = match driver.activate(&request, &target) {
                 Ok(guard) => guard,

@@ -33,6 +33,9 @@ pub(super) struct MountRow {
     /// That is a helper: it ends with the mount.
     #[serde(default)]
     pub(super) helper: bool,
+    /// Whoever made it has its mount namespace to himself, and holds the snapshot until both are gone.
+    #[serde(default)]
+    pub(super) private: bool,
 }
 
 impl MountRow {
@@ -43,6 +46,7 @@ impl MountRow {
             identity: None,
             served: false,
             helper: false,
+            private: false,
         }
     }
 
@@ -52,12 +56,21 @@ impl MountRow {
 
     /// Whether nobody can be in the mount any more. In doubt it is there.
     pub(super) fn is_gone(&self) -> Result<bool> {
+        self.is_gone_or(|identity| !self.private && !is_inhabited(identity.mount_namespace()))
+    }
+
+    /// The same, for a caller who holds the snapshot: so nobody does who has it in a namespace of his own.
+    fn is_gone_though_held(&self) -> Result<bool> {
+        self.is_gone_or(|identity| self.private || !is_inhabited(identity.mount_namespace()))
+    }
+
+    fn is_gone_or(&self, elsewhere: impl Fn(&MountIdentity) -> bool) -> Result<bool> {
         let Some(identity) = &self.identity else {
             return is_mount_point(&self.target()).map(|mounted| !mounted);
         };
         Ok(match identity.state(&self.target())? {
             MountState::Gone => true,
-            MountState::OtherNamespace => !is_inhabited(identity.mount_namespace()),
+            MountState::OtherNamespace => elsewhere(identity),
             MountState::Mounted | MountState::Unknown | MountState::Dead => false,
         })
     }
@@ -81,10 +94,10 @@ impl Drop for Kept {
 }
 
 impl Store {
-    /// Fails if this store has the snapshot mounted somewhere.
+    /// Fails if this store has the snapshot, which the caller holds, mounted somewhere.
     pub(super) fn not_mounted(&self, row: &Row) -> Result<()> {
         for (_, mount) in self.rows()? {
-            if mount.snapshot == row.id && !mount.is_gone()? {
+            if mount.snapshot == row.id && !mount.is_gone_though_held()? {
                 return Err(Error::new(
                     ErrorKind::Busy,
                     format!("snapshot {:?} is mounted: first unmount", row.info.key),
@@ -107,17 +120,20 @@ impl Store {
             }
         }
         for (path, row) in self.rows()? {
-            // Who is just mounting it holds the snapshot.
+            // Who is just mounting it holds the snapshot, and who has it in a namespace of his own.
             let _hold = match row.identity {
-                Some(_) => None,
-                None => match self.try_hold(row.snapshot, Sharing::Exclusive) {
+                Some(_) if !row.private => None,
+                _ => match self.try_hold(row.snapshot, Sharing::Exclusive) {
                     Ok(None) => continue,
                     Err(e) if e.kind() == ErrorKind::NotFound => None,
                     hold => hold?,
                 },
             };
-            if row.is_gone()? {
-                remove_if_gone(&path)?;
+            if row.is_gone_though_held()? {
+                match row.private {
+                    true => remove_row(&path)?,
+                    false => remove_if_gone(&path)?,
+                }
                 swept += 1;
             }
         }

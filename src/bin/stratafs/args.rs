@@ -1,6 +1,8 @@
 //! The command line as typed. What clap can refuse by itself is refused here; all else is the
 //! commands' to validate.
 
+#[cfg(feature = "fuse")]
+mod containers;
 mod directories;
 
 use std::num::NonZeroUsize;
@@ -9,6 +11,8 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use stratafs::{DriverChoice, Filter, LayerFormat, Platform};
 
+#[cfg(feature = "fuse")]
+pub(crate) use containers::{Run, Unshare};
 pub(crate) use directories::{Layer, LayerApply, LayerDiff};
 
 /// Part of `--help`, and of the README; `failure.rs` is where the codes come from.
@@ -35,6 +39,7 @@ Exit codes:
     8  no room: the disk is full, or a limit is reached
   130  interrupted by SIGINT, SIGTERM or SIGHUP, and rolled back; twice: at once, left to `gc`
   141  whoever read the output has gone
+`run` and `unshare` end as their command does; see there.
 
 If only its output could not be written, what the command was to do has been done.";
 
@@ -45,8 +50,8 @@ If only its output could not be written, what the command was to do has been don
 #[derive(Debug, Parser)]
 #[command(name = "stratafs", version, after_long_help = EXIT_CODES, max_term_width = 100)]
 pub(crate) struct Arguments {
-    /// The store's directory. Default: /var/lib/stratafs for root, else $XDG_DATA_HOME/stratafs or
-    /// ~/.local/share/stratafs
+    /// The store's directory. Default: $STRATAFS_ROOT; else /var/lib/stratafs for root, and for others
+    /// $XDG_DATA_HOME/stratafs or ~/.local/share/stratafs
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) root: Option<PathBuf>,
     /// What shows snapshots
@@ -277,6 +282,12 @@ pub(crate) enum Command {
   stratafs check
   stratafs --json check | jq -r '.problems[].what'")]
     Check,
+
+    #[cfg(feature = "fuse")]
+    Run(Run),
+
+    #[cfg(feature = "fuse")]
+    Unshare(Unshare),
 
     /// Work on layers in plain directories, without a store
     #[command(subcommand)]

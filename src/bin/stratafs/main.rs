@@ -60,7 +60,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     match commands::run(&context, arguments.command) {
         // Reading from a pipe fails when a signal comes, whatever the library makes of it.
-        Err(failure) if interrupt.is_raised() => {
+        Err(failure) if interrupt.is_raised() && !failure.is_of_a_command() => {
             tracing::info!(%failure, "stopped by a signal");
             Err(Failure::Interrupted)
         }
@@ -105,6 +105,10 @@ fn log(verbose: u8, json: bool) {
 }
 
 fn default_root(privileged: bool) -> Result<PathBuf, Failure> {
+    // As `unshare` sets it.
+    if let Some(root) = env::var_os("STRATAFS_ROOT").filter(|root| !root.is_empty()) {
+        return Ok(PathBuf::from(root));
+    }
     if privileged {
         return Ok(PathBuf::from("/var/lib/stratafs"));
     }

@@ -5,8 +5,12 @@ mod adopt;
 mod images;
 mod layers;
 mod mounts;
+#[cfg(feature = "fuse")]
+mod run;
 mod settle;
 mod snapshots;
+#[cfg(feature = "fuse")]
+mod unshare;
 mod upkeep;
 
 use std::fs::{self, File};
@@ -66,6 +70,10 @@ pub(crate) fn run(context: &Context, command: Command) -> Result {
         Command::Rm(args) => snapshots::rm(context, &args),
         Command::Gc => upkeep::gc(context),
         Command::Check => upkeep::check(context),
+        #[cfg(feature = "fuse")]
+        Command::Run(args) => run::run(context, args),
+        #[cfg(feature = "fuse")]
+        Command::Unshare(args) => unshare::unshare(context, args),
         Command::Layer(Layer::Apply(args)) => layers::apply_to_directory(context, args),
         Command::Layer(Layer::Diff(args)) => layers::diff_directories(context, &args),
     }
@@ -73,15 +81,25 @@ pub(crate) fn run(context: &Context, command: Command) -> Result {
 
 impl Context {
     fn open(&self, missing: Missing) -> Result<Store> {
+        #[cfg(feature = "fuse")]
+        // What a command mounts is to be there when it has ended.
+        return self.open_served_by(missing, FuseServer::Helper(HelperCommand::CurrentExe));
+        #[cfg(not(feature = "fuse"))]
+        Ok(Store::open(&self.root, self.options(missing))?)
+    }
+
+    #[cfg(feature = "fuse")]
+    fn open_served_by(&self, missing: Missing, server: FuseServer) -> Result<Store> {
+        let mut options = self.options(missing);
+        options.fuse_server = server;
+        Ok(Store::open(&self.root, options)?)
+    }
+
+    fn options(&self, missing: Missing) -> StoreOptions {
         let mut options = StoreOptions::new();
         options.create = missing == Missing::Create;
         options.driver = self.driver.choice();
-        #[cfg(feature = "fuse")]
-        {
-            // What a command mounts is to be there when it has ended.
-            options.fuse_server = FuseServer::Helper(HelperCommand::CurrentExe);
-        }
-        Ok(Store::open(&self.root, options)?)
+        options
     }
 
     fn print(&self, report: &impl Report) -> Result {
