@@ -79,6 +79,14 @@ pub(crate) fn change_root(root: impl AsFd) -> io::Result<()> {
     Ok(rustix::process::chdir("/")?)
 }
 
+/// Leaves the keys of whoever started this process: keyctl(2), session-keyring(7). Where the kernel has none,
+/// or forbids it, there is nothing to leave.
+pub(crate) fn leave_keys() {
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;
+    // SAFETY: a plain system call; no name is given.
+    unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0) };
+}
+
 pub(crate) fn set_host_name(name: &[u8]) -> io::Result<()> {
     Ok(rustix::system::sethostname(name)?)
 }

@@ -46,7 +46,7 @@ fn main() -> ExitCode {
 fn run(arguments: Arguments) -> Result<(), Failure> {
     let interrupt = Interrupt::install()
         .map_err(|source| Failure::Io { what: "cannot take signals over".to_owned(), source })?;
-    let privileged = is_root();
+    let privileged = is_root() && !has_one_id();
     let root = match arguments.root {
         Some(root) => root,
         None => default_root(privileged)?,
@@ -120,6 +120,14 @@ fn default_root(privileged: bool) -> Result<PathBuf, Failure> {
         .ok_or_else(|| {
             Failure::Usage("no store: give --root DIR, or set XDG_DATA_HOME or HOME".to_owned())
         })
+}
+
+/// Whether there is but one user in this user namespace, so that no file can be given to another:
+/// user_namespaces(7).
+fn has_one_id() -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let mut counts = map.lines().filter_map(|line| line.split_whitespace().nth(2));
+    counts.next() == Some("1") && counts.next().is_none()
 }
 
 /// Whether the effective user is root: the second number of `Uid:`, proc_pid_status(5).

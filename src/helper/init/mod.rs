@@ -46,6 +46,7 @@ fn be_first(socket: &OwnedFd) -> Result<i32, Refusal> {
     namespace::set_host_name(plan.host_name.as_bytes())
         .at("set the host name", &plan.host_name)
         .map_err(not_made)?;
+    namespace::leave_keys();
     // As programs in containers expect it: what they are started by does not show.
     umask::set_on_this_thread(0o022).at("set the umask of", "a container").map_err(not_made)?;
     let root = Root::enter(&plan).map_err(not_made)?;

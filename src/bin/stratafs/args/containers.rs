@@ -40,7 +40,7 @@ pub(crate) struct Run {
     /// What to run it on
     pub(crate) image: OsString,
     /// The command and its arguments. Default: the image's, else /bin/sh
-    #[arg(last = true, value_name = "CMD")]
+    #[arg(value_name = "CMD")]
     pub(crate) command: Vec<OsString>,
     /// Keep what it has changed, whatever its exit code, as a committed snapshot of this name
     #[arg(long, value_name = "NAME")]
@@ -58,7 +58,7 @@ pub(crate) struct Run {
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub(crate) user: Option<String>,
     /// A directory or file of the host that it sees at DST; `:ro`: and cannot change. May be repeated
-    #[arg(short = 'V', long = "volume", value_name = "SRC:DST[:ro]", value_parser = volume)]
+    #[arg(long = "volume", value_name = "SRC:DST[:ro]", value_parser = volume)]
     pub(crate) volumes: Vec<Volume>,
     /// Its host name. Default: the name of its snapshot
     #[arg(long, value_name = "NAME")]
