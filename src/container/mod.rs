@@ -21,9 +21,9 @@ use crate::error::{Error, Result};
 use crate::helper::HelperCommand;
 use crate::helper::init::plan::{Bytes, Plan, Shared};
 
+pub use start::Running;
 #[doc(hidden)]
 pub use start::{Terminal, pass_signals};
-pub use start::Running;
 
 /// What a container is to be.
 ///

@@ -186,7 +186,8 @@ pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
 #[doc(hidden)]
 pub fn pass_signals<T>(body: impl FnOnce(&Terminal) -> T) -> Result<T> {
     let (taken, reader) = signals::take_over().at("take over", "the signals of this process")?;
-    let terminal = Terminal { reader: std::sync::Mutex::new(Some(reader)), front: Foreground::now(), taken };
+    let terminal =
+        Terminal { reader: std::sync::Mutex::new(Some(reader)), front: Foreground::now(), taken };
     let done = body(&terminal);
     if let Some(front) = &terminal.front
         && let Err(e) = front.take_again()

@@ -44,7 +44,8 @@ pub(super) fn run(arguments: impl Iterator<Item = OsString>) -> i32 {
 enum Never {}
 
 fn enter(mut arguments: impl Iterator<Item = OsString>) -> Result<Never, (i32, String)> {
-    let malformed = || (NOT_MADE, "the helper was started in a way that it does not know".to_owned());
+    let malformed =
+        || (NOT_MADE, "the helper was started in a way that it does not know".to_owned());
     let mut next = || arguments.next().ok_or_else(malformed);
     let refused = |stage| move |e| (NOT_MADE, Refused::new(stage, e).to_string());
     match next()?.to_str() {
@@ -100,7 +101,8 @@ fn enter_mapped(maps: &[String; 2], programs: &[OsString; 2]) -> Result<(), (i32
         let mut text = [0; 1];
         // Nothing comes if there is no namespace to map.
         if matches!(go.0.read(&mut text), Ok(1)) {
-            let failed = maps.iter().zip(programs).find_map(|(map, program)| map_by(program, map).err());
+            let failed =
+                maps.iter().zip(programs).find_map(|(map, program)| map_by(program, map).err());
             let _ = { said.1 }.write_all(failed.unwrap_or_default().as_bytes());
         }
         namespace::exit_now(0)

@@ -119,15 +119,31 @@ mod tests {
 
     #[test]
     fn the_setting_that_forbids_it_is_named_with_the_command_that_mends_it() {
-        let remedy = |settings: Settings, stage, kind: io::ErrorKind| settings.remedy(stage, &kind.into());
+        let remedy =
+            |settings: Settings, stage, kind: io::ErrorKind| settings.remedy(stage, &kind.into());
         let (full, denied) = (io::ErrorKind::StorageFull, io::ErrorKind::PermissionDenied);
         let none = Settings::default();
         for (settings, stage, kind, expected) in [
-            (Settings { max_user: Some(0), ..none }, Stage::User, full, "max_user_namespaces=15000"),
+            (
+                Settings { max_user: Some(0), ..none },
+                Stage::User,
+                full,
+                "max_user_namespaces=15000",
+            ),
             (Settings { max_user: Some(9), ..none }, Stage::User, full, "as many namespaces"),
-            (Settings { max_mount: Some(0), ..none }, Stage::Mount, full, "max_mnt_namespaces=15000"),
+            (
+                Settings { max_mount: Some(0), ..none },
+                Stage::Mount,
+                full,
+                "max_mnt_namespaces=15000",
+            ),
             (Settings { by_anybody: Some(0), ..none }, Stage::User, denied, "userns_clone=1"),
-            (Settings { by_profile: Some(1), ..none }, Stage::Mount, denied, "unprivileged_userns=0"),
+            (
+                Settings { by_profile: Some(1), ..none },
+                Stage::Mount,
+                denied,
+                "unprivileged_userns=0",
+            ),
             (Settings { by_profile: Some(1), ..none }, Stage::User, full, "as many namespaces"),
             (none, Stage::User, denied, "--privileged"),
             (none, Stage::User, io::ErrorKind::InvalidInput, "no such namespaces"),

@@ -202,7 +202,8 @@ fn ranges(file: &[u8], name: Option<&str>, uid: u32) -> Vec<(u32, u32)> {
         }
         let mut fields = line.split(|b| *b == b':');
         let user = fields.next().unwrap_or_default();
-        let is_of_user = user == number.as_bytes() || name.is_some_and(|name| name.as_bytes() == user);
+        let is_of_user =
+            user == number.as_bytes() || name.is_some_and(|name| name.as_bytes() == user);
         if !is_of_user {
             continue;
         }
@@ -265,7 +266,8 @@ mod tests {
 
     #[test]
     fn lines_by_name_and_by_number_count_and_others_do_not() {
-        let file = b"# me:1:1\nme:100000:65536\nother:200000:5\n1000:300000:10\nmeme:1:1\n\xff:7:7\n";
+        let file =
+            b"# me:1:1\nme:100000:65536\nother:200000:5\n1000:300000:10\nmeme:1:1\n\xff:7:7\n";
         assert_eq!(ranges(file, Some("me"), 1000), [(100_000, 65536), (300_000, 10)]);
         assert_eq!(ranges(file, None, 1000), [(300_000, 10)]);
         assert_eq!(ranges(b"", Some("me"), 1000), []);
@@ -274,8 +276,20 @@ mod tests {
     #[test]
     fn malformed_lines_are_passed_over() {
         for line in [
-            "me", "me:", "me:1", "me:1:", "me::1", "me:1:0", "me:-1:5", "me:1:2:3", "me:x:5",
-            "me:4294967295:1", "me:4294967290:100", "me:4294967296:1", "me:0:4294967295:", "me:1:\u{661}",
+            "me",
+            "me:",
+            "me:1",
+            "me:1:",
+            "me::1",
+            "me:1:0",
+            "me:-1:5",
+            "me:1:2:3",
+            "me:x:5",
+            "me:4294967295:1",
+            "me:4294967290:100",
+            "me:4294967296:1",
+            "me:0:4294967295:",
+            "me:1:\u{661}",
         ] {
             let text = format!("{line}\nme:5:5\n");
             assert_eq!(ranges(text.as_bytes(), Some("me"), 1000), [(5, 5)], "{line:?}");

@@ -92,7 +92,11 @@ pub fn ladder(helper: &HelperCommand, dir: &Path) -> Result<Vec<RootlessRung>> {
             _ => {
                 let said = String::from_utf8_lossy(&output.stderr).into_owned();
                 let said = said.trim().trim_start_matches("stratafs: ").to_owned();
-                Some(if said.is_empty() { format!("the helper ended: {}", output.status) } else { said })
+                Some(if said.is_empty() {
+                    format!("the helper ended: {}", output.status)
+                } else {
+                    said
+                })
             }
         })
     };
@@ -115,8 +119,18 @@ pub fn ladder(helper: &HelperCommand, dir: &Path) -> Result<Vec<RootlessRung>> {
             Sees::OneNamespace,
             attempt(TryMount::Overlay)?,
         ),
-        rung("fuse-in-user-namespace", "FUSE in a user namespace", Sees::OneNamespace, in_namespace),
-        rung("fuse-by-fusermount", "FUSE by fusermount3", Sees::Caller, no_device.or_else(|| no_program(dir))),
+        rung(
+            "fuse-in-user-namespace",
+            "FUSE in a user namespace",
+            Sees::OneNamespace,
+            in_namespace,
+        ),
+        rung(
+            "fuse-by-fusermount",
+            "FUSE by fusermount3",
+            Sees::Caller,
+            no_device.or_else(|| no_program(dir)),
+        ),
     ])
 }
 
@@ -135,7 +149,8 @@ fn no_device() -> Option<String> {
 
 /// Why the program that mounts for others cannot: it is asked to, on a new directory.
 fn no_program(dir: &Path) -> Option<String> {
-    let target = dir.join(format!(".stratafs-trial-{}-{:?}", std::process::id(), thread::current().id()));
+    let target =
+        dir.join(format!(".stratafs-trial-{}-{:?}", std::process::id(), thread::current().id()));
     if let Err(e) = fs::create_dir(&target).at("create directory for trials", &target) {
         return Some(e.to_string());
     }

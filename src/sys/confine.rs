@@ -133,7 +133,8 @@ fn limit_rights() -> io::Result<()> {
         }
     }
     let kept = has.permitted & KEPT;
-    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
+    let sets =
+        CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
     Ok(rustix::thread::set_capabilities(None, sets)?)
 }
 

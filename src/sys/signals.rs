@@ -183,7 +183,8 @@ pub(crate) struct Foreground(OwnedFd);
 impl Foreground {
     /// None without such a terminal.
     pub(crate) fn now() -> Option<Foreground> {
-        let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC | rustix::fs::OFlags::NOCTTY;
+        let flags =
+            rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC | rustix::fs::OFlags::NOCTTY;
         let terminal = rustix::fs::open("/dev/tty", flags, rustix::fs::Mode::empty()).ok()?;
         let in_front = rustix::termios::tcgetpgrp(&terminal).ok()?;
         (in_front == rustix::process::getpgrp()).then_some(Foreground(terminal))

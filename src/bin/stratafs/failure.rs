@@ -127,7 +127,10 @@ impl Failure {
     /// Whether it is about a command that was run, not about this program.
     pub(crate) fn is_of_a_command(&self) -> bool {
         #[cfg(feature = "fuse")]
-        return matches!(self, Failure::Status(_) | Failure::NotStarted(_) | Failure::NoContainer(_));
+        return matches!(
+            self,
+            Failure::Status(_) | Failure::NotStarted(_) | Failure::NoContainer(_)
+        );
         #[cfg(not(feature = "fuse"))]
         false
     }

@@ -49,9 +49,10 @@ fn explain(step: Option<Step>, e: &io::Error, plan: &Plan, user: &User) -> Refus
     let program = || plan.arguments.first().map(Bytes::text).unwrap_or_default();
     match step {
         Some(Step::Program) => not_executed(&program().to_string_lossy(), e),
-        Some(Step::Directory) => {
-            (NOT_EXECUTABLE, format!("cannot enter in the container {:?}: {e}", plan.directory.text()))
-        }
+        Some(Step::Directory) => (
+            NOT_EXECUTABLE,
+            format!("cannot enter in the container {:?}: {e}", plan.directory.text()),
+        ),
         Some(Step::User) => {
             let User { uid, gid, .. } = user;
             let remedy = match e.kind() {
@@ -68,9 +69,12 @@ fn explain(step: Option<Step>, e: &io::Error, plan: &Plan, user: &User) -> Refus
 }
 
 fn make_up(plan: &Plan, user: &User) -> Result<Start> {
-    let mut environment: Vec<&[u8]> = plan.environment.iter().map(|entry| entry.0.as_slice()).collect();
+    let mut environment: Vec<&[u8]> =
+        plan.environment.iter().map(|entry| entry.0.as_slice()).collect();
     let is_set = |key: &str| {
-        let begins = |entry: &Bytes| entry.0.strip_prefix(key.as_bytes()).is_some_and(|rest| rest.starts_with(b"="));
+        let begins = |entry: &Bytes| {
+            entry.0.strip_prefix(key.as_bytes()).is_some_and(|rest| rest.starts_with(b"="))
+        };
         plan.environment.iter().any(begins)
     };
     let home = [b"HOME=", user.home.as_deref().unwrap_or(b"/")].concat();
@@ -80,7 +84,8 @@ fn make_up(plan: &Plan, user: &User) -> Result<Start> {
             environment.push(default);
         }
     }
-    let path = environment.iter().rev().find_map(|entry| entry.strip_prefix(b"PATH=")).unwrap_or(PATH);
+    let path =
+        environment.iter().rev().find_map(|entry| entry.strip_prefix(b"PATH=")).unwrap_or(PATH);
     let Some(program) = plan.arguments.first() else {
         return Err(Error::new(ErrorKind::InvalidArgument, "there is no command to run"));
     };

@@ -76,12 +76,14 @@ pub(crate) enum Answer {
 
 /// Says something to the other end.
 pub(crate) fn say(socket: &OwnedFd, message: &impl Serialize) -> Result<()> {
-    let body = serde_json::to_vec(message)
-        .map_err(|e| Error::new(ErrorKind::InvalidArgument, "cannot write a message").with_source(e))?;
-    let length = u32::try_from(body.len()).ok().filter(|length| *length <= MAX).ok_or_else(|| {
-        let text = format!("the command and its environment take over {MAX} bytes");
-        Error::new(ErrorKind::LimitExceeded, text)
+    let body = serde_json::to_vec(message).map_err(|e| {
+        Error::new(ErrorKind::InvalidArgument, "cannot write a message").with_source(e)
     })?;
+    let length =
+        u32::try_from(body.len()).ok().filter(|length| *length <= MAX).ok_or_else(|| {
+            let text = format!("the command and its environment take over {MAX} bytes");
+            Error::new(ErrorKind::LimitExceeded, text)
+        })?;
     let bytes = [&length.to_le_bytes(), body.as_slice()].concat();
     socket::send(socket, &bytes, None).at("talk to", OTHER)
 }

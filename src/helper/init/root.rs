@@ -103,9 +103,11 @@ impl Root {
     /// Makes the plan's root the root of this process, in namespaces of its own.
     pub(super) fn enter(plan: &Plan) -> Result<Root> {
         let mut root = Root::default();
-        namespace::set_propagation(Propagation::Private).at("make private the mounts below", "/")?;
+        namespace::set_propagation(Propagation::Private)
+            .at("make private the mounts below", "/")?;
         let prepared = prepare(plan)?;
-        namespace::change_root(&prepared.root).at("change the root directory to", plan.root.text())?;
+        namespace::change_root(&prepared.root)
+            .at("change the root directory to", plan.root.text())?;
         match root.attach(prepared, plan) {
             Ok(()) => Ok(root),
             Err(e) => {
@@ -116,7 +118,8 @@ impl Root {
     }
 
     fn attach(&mut self, prepared: Prepared<'_>, plan: &Plan) -> Result<()> {
-        let Prepared { root, proc, sys, dev, pts, shm, empty, devices, of_network, shared } = prepared;
+        let Prepared { root, proc, sys, dev, pts, shm, empty, devices, of_network, shared } =
+            prepared;
         self.attach_on("/proc", &proc)?;
         self.attach_on("/sys", &sys)?;
         self.attach_on("/dev", &dev)?;
@@ -356,7 +359,9 @@ fn attach_at(mounted: &OwnedFd, path: &Path) -> Result<()> {
 /// What the kernel has not is passed over.
 fn found(path: &Path) -> Result<Option<OwnedFd>> {
     match mount_tree::open(path, LastLink::Kept) {
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => Ok(None),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => {
+            Ok(None)
+        }
         place => place.at("open in the container", path).map(Some),
     }
 }

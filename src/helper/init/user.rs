@@ -60,20 +60,24 @@ fn resolve(wanted: &str, users: &[u8], groups: &[u8]) -> Result<User> {
     // As Docker has it: further groups are those of a user who is known, and only without a group.
     let mut further = Vec::new();
     if let (Some(name), None) = (name, group) {
-        let is_member = |fields: &Vec<&[u8]>| field(fields, 3).split(|b| *b == b',').any(|m| m == name);
+        let is_member =
+            |fields: &Vec<&[u8]>| field(fields, 3).split(|b| *b == b',').any(|m| m == name);
         further.extend(lines(groups, 4).filter(is_member).filter_map(|fields| id(&fields, 2)));
         further.sort_unstable();
         further.dedup();
         further.retain(|further| *further != gid);
     }
-    let home = entry.as_ref().map(|fields| field(fields, 5).to_vec()).filter(|home| !home.is_empty());
+    let home =
+        entry.as_ref().map(|fields| field(fields, 5).to_vec()).filter(|home| !home.is_empty());
     Ok(User { uid, gid, groups: further, home })
 }
 
 fn unknown(what: &str, name: &str, file: &str) -> Error {
     Error::new(
         ErrorKind::InvalidArgument,
-        format!("the container has no {what} {name:?} in {file}: give a number, or one that is there"),
+        format!(
+            "the container has no {what} {name:?} in {file}: give a number, or one that is there"
+        ),
     )
 }
 
@@ -106,7 +110,8 @@ mod tests {
         huge:x:4294967295:1::/:\n\
         web:x:33:34::/srv:/bin/sh\n\
         77:x:78:79::/seven:/bin/sh\n";
-    const GROUPS: &[u8] = b"root:x:0:\nlog:x:4:web,other\nwww:x:34:web\ndisk:x:6:webby\nlog2:x:4:web\n";
+    const GROUPS: &[u8] =
+        b"root:x:0:\nlog:x:4:web,other\nwww:x:34:web\ndisk:x:6:webby\nlog2:x:4:web\n";
 
     #[test]
     fn names_and_numbers_are_found() {

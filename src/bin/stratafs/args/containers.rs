@@ -40,7 +40,7 @@ pub(crate) struct Run {
     /// What to run it on
     pub(crate) image: OsString,
     /// The command and its arguments. Default: the image's, else /bin/sh
-    #[arg(value_name = "CMD")]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
     pub(crate) command: Vec<OsString>,
     /// Keep what it has changed, whatever its exit code, as a committed snapshot of this name
     #[arg(long, value_name = "NAME")]

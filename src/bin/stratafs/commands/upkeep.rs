@@ -6,12 +6,12 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, absolute};
 
 use serde::Serialize;
+use stratafs::{CheckReport, Driver, ErrorKind, GcReport, LayerFormat, Probe, ProbeTarget};
 #[cfg(feature = "fuse")]
 use stratafs::{
     helper::HelperCommand,
     rootless::{self, Namespaces, RootlessRung},
 };
-use stratafs::{CheckReport, Driver, ErrorKind, GcReport, LayerFormat, Probe, ProbeTarget};
 
 use super::{Context, Missing, Result};
 use crate::failure::Failure;

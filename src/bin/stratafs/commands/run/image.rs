@@ -48,9 +48,8 @@ pub(super) fn find(context: &Context, store: &Store, name: &OsStr) -> Result<(Ba
 
 fn in_store(store: &Store, name: &str) -> Result<Option<(Base, Configured)>> {
     // What cannot be a name may be a path.
-    let absent = |e: &stratafs::Error| {
-        matches!(e.kind(), ErrorKind::NotFound | ErrorKind::InvalidArgument)
-    };
+    let absent =
+        |e: &stratafs::Error| matches!(e.kind(), ErrorKind::NotFound | ErrorKind::InvalidArgument);
     match store.stat(name) {
         Ok(info) => {
             let configured = configuration_below(store, &info)?;
@@ -113,7 +112,11 @@ impl Configured {
     }
 
     /// As docker puts it together: another entry point leaves nothing of the image's command.
-    pub(super) fn command(&self, entrypoint: Option<&OsString>, given: &[OsString]) -> Vec<OsString> {
+    pub(super) fn command(
+        &self,
+        entrypoint: Option<&OsString>,
+        given: &[OsString],
+    ) -> Vec<OsString> {
         let own = |texts: &[String]| texts.iter().map(OsString::from).collect::<Vec<_>>();
         let mut command = match entrypoint {
             Some(program) => Some(program).filter(|p| !p.is_empty()).into_iter().cloned().collect(),
