@@ -12,6 +12,8 @@
 //!   copies, which can also be used without any mount ([`Store::activate_in_place`]).
 //! - [`ImageLayout`] is a directory or tar file with OCI images: [`import_image`] takes them into a
 //!   store, [`save_image`] out of it.
+//! - With the feature `fuse`, `rootless` starts programs in namespaces in which an ordinary user may mount, and
+//!   `container` runs a command on a mounted snapshot.
 //!
 //! A layer on disk is what overlayfs makes of it, a delta with whiteouts ([`LayerFormat`]); outside it
 //! is a tar archive, which [`Store::apply`] and [`Store::export`] translate from and to. What came from
@@ -112,7 +114,7 @@
 //!
 //! | feature | default | |
 //! |---|---|---|
-//! | `fuse` | yes | the union over FUSE |
+//! | `fuse` | yes | the union over FUSE, helper processes, namespaces and containers |
 //! | `zstd` | yes | layers compressed with zstd |
 //! | `bundled-sqlite` | yes | builds SQLite in; else the system's is linked |
 //! | `cli` | no | the programs `stratafs` and, with `fuse`, `stratafs-fuse` |

@@ -52,12 +52,9 @@ fn be_first(socket: &OwnedFd) -> Result<i32, Refusal> {
     let root = Root::enter(&plan).map_err(not_made)?;
     let ended = start_and_wait(socket, &plan);
     // Whatever else the command has started ends with it.
-    let all_gone = signals::kill_all_others().and_then(|()| {
-        while signals::reap(true).is_ok() {}
-        Ok(())
-    });
-    if let Err(e) = all_gone {
-        tracing::debug!(error = %e, "processes of a container are left to the kernel");
+    match signals::kill_all_others() {
+        Ok(()) => while signals::reap(true).is_ok() {},
+        Err(e) => tracing::debug!(error = %e, "processes of a container are left to the kernel"),
     }
     let left = root.leave();
     if !left.is_empty() {
