@@ -189,6 +189,12 @@ fn same_store() {
     );
     assert_eq!(fixture.ok(&["unshare", "--", "sh", "-c", &script]), "A /made\n");
     assert_eq!(fixture.ok(&["diff", "inside"]), "A /made\n");
+    // What stays mounted in it goes with it.
+    let script = format!("{PROGRAM} --driver overlay mount inside mnt && [ -e mnt/made ]");
+    let left = fixture.run(&["unshare", "--", "sh", "-c", &script]);
+    if left.status.success() {
+        fixture.ok(&["rm", "inside"]);
+    }
     let store = fixture.ok(&["unshare", "--", "sh", "-c", "echo $STRATAFS_ROOT"]);
     assert_eq!(store.trim_end(), fixture.path("store").to_str().unwrap());
     assert!(fixture.mounts().is_empty(), "{:?}", fixture.mounts());
@@ -294,7 +300,8 @@ fn commit(driver: &str) {
     assert_eq!(fixture.ok(&["diff", "kept"]), "A /one\n");
     assert_eq!(with(&["kept", "cat", "/one"]).stdout, b"1\n");
     // A name that is taken: said, and nothing is left.
-    let taken = with(&["--commit", "kept", "image", "true"]);
+    let taken = with(&["--commit", "kept", "image", "echo", "run"]);
+    assert!(taken.stdout.is_empty(), "{taken:?}");
     assert_eq!(taken.status.code(), Some(125));
     assert!(String::from_utf8_lossy(&taken.stderr).contains("kept"), "{taken:?}");
     fixture.is_clean(&["image", "kept"]);

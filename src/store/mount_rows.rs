@@ -16,7 +16,7 @@ use super::{Store, staging};
 use crate::driver::{MountIdentity, MountState, NamespaceId, detach_at, is_mount_point};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::sys::lock::Sharing;
-use crate::sys::mountinfo;
+use crate::sys::{mountinfo, userns};
 
 /// A mount that this store made, as its file in `<run>/mounts` tells it.
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
@@ -36,6 +36,9 @@ pub(super) struct MountRow {
     /// Whoever made it has its mount namespace to himself, and holds the snapshot until both are gone.
     #[serde(default)]
     pub(super) private: bool,
+    /// It was made in a user namespace of a user's, as was its mount namespace.
+    #[serde(default)]
+    pub(super) of_user: bool,
 }
 
 impl MountRow {
@@ -47,6 +50,7 @@ impl MountRow {
             served: false,
             helper: false,
             private: false,
+            of_user: false,
         }
     }
 
@@ -56,12 +60,22 @@ impl MountRow {
 
     /// Whether nobody can be in the mount any more. In doubt it is there.
     pub(super) fn is_gone(&self) -> Result<bool> {
-        self.is_gone_or(|identity| !self.private && !is_inhabited(identity.mount_namespace()))
+        self.is_gone_or(|identity| !self.private && !self.is_inhabited(identity))
     }
 
     /// The same, for a caller who holds the snapshot: so nobody does who has it in a namespace of his own.
     fn is_gone_though_held(&self) -> Result<bool> {
-        self.is_gone_or(|identity| self.private || !is_inhabited(identity.mount_namespace()))
+        self.is_gone_or(|identity| self.private || !self.is_inhabited(identity))
+    }
+
+    /// From outside of all user namespaces, their owner can look at every process in his own: what he may not
+    /// look at is in none of these.
+    fn is_inhabited(&self, identity: &MountIdentity) -> bool {
+        let hidden = match self.of_user && userns::is_initial().unwrap_or(false) {
+            true => Hidden::Elsewhere,
+            false => Hidden::MaybeThere,
+        };
+        is_inhabited(identity.mount_namespace(), hidden)
     }
 
     fn is_gone_or(&self, elsewhere: impl Fn(&MountIdentity) -> bool) -> Result<bool> {
@@ -271,9 +285,15 @@ fn read_row(path: &Path) -> Result<Option<MountRow>> {
     }
 }
 
-/// Whether a process lives in the namespace: without one, nobody sees what is mounted there. A
-/// process that may not be looked at may be in it.
-fn is_inhabited(namespace: NamespaceId) -> bool {
+/// Where a process is that may not be looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hidden {
+    MaybeThere,
+    Elsewhere,
+}
+
+/// Whether a process lives in the namespace: without one, nobody sees what is mounted there.
+fn is_inhabited(namespace: NamespaceId, hidden: Hidden) -> bool {
     let Ok(processes) = std::fs::read_dir("/proc") else { return true };
     for process in processes.flatten() {
         let is_pid = process.file_name().as_bytes().iter().all(u8::is_ascii_digit);
@@ -284,6 +304,9 @@ fn is_inhabited(namespace: NamespaceId) -> bool {
             Ok(found) if namespace.is(&found) => return true,
             Ok(_) => {}
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e)
+                if e.kind() == std::io::ErrorKind::PermissionDenied
+                    && hidden == Hidden::Elsewhere => {}
             Err(_) => return true,
         }
     }

@@ -34,6 +34,9 @@ pub(crate) enum Failure {
     /// The command that was to be run cannot be.
     #[cfg(feature = "fuse")]
     NotStarted(NotStarted),
+    /// The command has run, and what it did is in the snapshot `key`.
+    #[cfg(feature = "fuse")]
+    NotCommitted { name: String, key: String, source: Error },
     /// There is nothing to run a command in.
     #[cfg(feature = "fuse")]
     NoContainer(Box<Failure>),
@@ -120,6 +123,8 @@ impl Failure {
             #[cfg(feature = "fuse")]
             Failure::NotStarted(e) => ("not-started", e.exit_code()),
             #[cfg(feature = "fuse")]
+            Failure::NotCommitted { source, .. } => (word_and_code(source.kind()).0, 125),
+            #[cfg(feature = "fuse")]
             Failure::NoContainer(failure) => (failure.word_and_code().0, 125),
         }
     }
@@ -171,6 +176,12 @@ impl fmt::Display for Failure {
             Failure::Status(code) => write!(f, "the command ended with {code}"),
             #[cfg(feature = "fuse")]
             Failure::NotStarted(e) => e.fmt(f),
+            #[cfg(feature = "fuse")]
+            Failure::NotCommitted { name, key, source } => write!(
+                f,
+                "cannot commit as {name:?} what the command has changed: {source}; it is kept: `stratafs \
+                 commit NAME {key}`"
+            ),
             #[cfg(feature = "fuse")]
             Failure::NoContainer(failure) => failure.fmt(f),
         }

@@ -283,7 +283,13 @@ fn prepare(plan: &Plan) -> Result<Prepared<'_>> {
     let mut devices = Vec::with_capacity(DEVICES.len());
     for name in DEVICES {
         let device = Path::new("/dev").join(name);
-        let mounted = mount_tree::clone(&device).at("take from the host", &device)?;
+        let mounted = match mount_tree::clone(&device) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                tracing::debug!(?device, "the host has no such device, nor has the container");
+                continue;
+            }
+            mounted => mounted.at("take from the host", &device)?,
+        };
         if let Err(e) = mount_tree::restrict(&mounted, DEVICE) {
             tracing::debug!(?device, error = %e, "a device stays as the host has it");
         }

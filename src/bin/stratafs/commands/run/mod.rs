@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 use stratafs::container::{Container, NotStarted, pass_signals};
 use stratafs::helper::HelperCommand;
-use stratafs::{Change, CommitOptions, FuseServer, MountOptions, Store};
+use stratafs::{Change, CommitOptions, ErrorKind, FuseServer, Labels, MountOptions, Store};
 
 use super::layers::Line;
 use super::unshare::enter_namespaces;
@@ -46,6 +46,9 @@ fn run_in_container(context: &Context, args: args::Run) -> Result {
     enter_namespaces(context)?;
     let store = context.open_served_by(Missing::Create, FuseServer::InProcess)?;
     leftovers::sweep(&store)?;
+    if let Some(name) = &args.commit {
+        is_free(&store, name)?;
+    }
     let (base, configured) = image::find(context, &store, &args.image)?;
     let snapshot = match base {
         Base::Active(key) => Snapshot { store: &store, key, is_own: false },
@@ -58,14 +61,28 @@ fn run_in_container(context: &Context, args: args::Run) -> Result {
     };
     let outcome = in_snapshot(context, &args, &snapshot, configured);
     // A snapshot that the command did not come to use is nobody's either.
-    let committed = outcome.as_ref().is_ok_and(|outcome| outcome.committed.is_some());
-    let removed = if committed { Ok(()) } else { snapshot.remove() };
+    let is_kept = match &outcome {
+        Ok(outcome) => outcome.committed.is_some(),
+        Err(failure) => matches!(failure, Failure::NotCommitted { .. }),
+    };
+    let removed = if is_kept { Ok(()) } else { snapshot.remove() };
     let outcome = outcome?;
     removed?;
     outcome.tell(context, args.diff)?;
     match outcome.exit_code {
         0 => Ok(()),
         code => Err(Failure::Status(u8::try_from(code).unwrap_or(u8::MAX))),
+    }
+}
+
+/// Before the command has done anything that could then not be kept.
+fn is_free(store: &Store, name: &str) -> Result {
+    match store.stat(name) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e.into()),
+        Ok(_) => Err(Failure::Usage(format!(
+            "there is a snapshot {name:?} already: give --commit another name, or remove it"
+        ))),
     }
 }
 
@@ -80,6 +97,16 @@ struct Snapshot<'a> {
 impl Snapshot<'_> {
     fn remove(&self) -> Result {
         if self.is_own { Ok(self.store.remove(&self.key)?) } else { Ok(()) }
+    }
+
+    /// Makes it the user's, since it could not be committed: what the command has done is not lost.
+    fn keep(&self, name: &str, e: stratafs::Error) -> Failure {
+        if self.is_own
+            && let Err(e) = self.store.update(&self.key, Labels::new(), &["labels"])
+        {
+            tracing::warn!("the snapshot {:?} is removed by the next `run`: {e}", self.key);
+        }
+        Failure::NotCommitted { name: name.to_owned(), key: self.key.clone(), source: e }
     }
 }
 
@@ -115,8 +142,10 @@ fn in_snapshot(
         true => store.changes(&snapshot.key, &mut stratafs::ignore_progress)?,
         false => Vec::new(),
     };
-    if let Some(name) = &args.commit {
-        store.commit(name, &snapshot.key, CommitOptions::new())?;
+    if let Some(name) = &args.commit
+        && let Err(e) = store.commit(name, &snapshot.key, CommitOptions::new())
+    {
+        return Err(snapshot.keep(name, e));
     }
     Ok(Outcome { exit_code, changes, committed: args.commit.clone() })
 }
