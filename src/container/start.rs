@@ -71,28 +71,11 @@ pub(super) fn start(helper: &HelperCommand, plan: &Plan) -> Result<Running, NotS
 }
 
 impl Running {
+    /// What is not an answer of the first process is the end of it.
     fn begin(&mut self, plan: &Plan) -> Result<(), NotStarted> {
-        let ended = || {
-            let text = "the helper ended without an answer: its `main` must begin with \
-                        stratafs::helper::run_if_requested()";
-            NotStarted::from(Error::new(ErrorKind::Incompatible, text))
-        };
-        match plan::hear(&self.socket)? {
-            Some(Answer::Born) => {}
-            _ => {
-                self.kill();
-                return Err(ended());
-            }
-        }
-        plan::say(&self.socket, plan)?;
-        let mut answer = plan::hear(&self.socket)?;
-        if let Some(Answer::Left(left)) = answer {
-            tell_of(&left);
-            answer = plan::hear(&self.socket)?;
-        }
-        match answer {
-            Some(Answer::Started) => Ok(()),
-            Some(Answer::Failed { code, text }) => {
+        match self.answer(plan) {
+            Ok(Some(Answer::Started)) => Ok(()),
+            Ok(Some(Answer::Failed { code, text })) => {
                 let kind = match code {
                     126 => ErrorKind::PermissionDenied,
                     127 => ErrorKind::NotFound,
@@ -101,10 +84,30 @@ impl Running {
                 let exit_code = u8::try_from(code).unwrap_or(125);
                 Err(NotStarted { exit_code, error: Error::new(kind, text) })
             }
-            _ => {
+            Ok(_) => {
                 self.kill();
-                Err(ended())
+                let text = "the helper ended without an answer: its `main` must begin with \
+                            stratafs::helper::run_if_requested()";
+                Err(Error::new(ErrorKind::Incompatible, text).into())
             }
+            Err(e) => {
+                self.kill();
+                Err(e.into())
+            }
+        }
+    }
+
+    fn answer(&self, plan: &Plan) -> Result<Option<Answer>> {
+        match plan::hear(&self.socket)? {
+            Some(Answer::Born) => plan::say(&self.socket, plan)?,
+            other => return Ok(other.filter(|answer| matches!(answer, Answer::Failed { .. }))),
+        }
+        match plan::hear(&self.socket)? {
+            Some(Answer::Left(left)) => {
+                tell_of(&left);
+                plan::hear(&self.socket)
+            }
+            answer => Ok(answer),
         }
     }
 

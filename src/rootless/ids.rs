@@ -304,7 +304,10 @@ mod tests {
         // The caller's own id.
         assert_eq!(text(&[(999, 2), (1001, 5)]), "0 1000 1,1 1001 5");
         assert_eq!(text(&[(10, 10), (19, 5), (20, 5), (5, 100)]), "0 1000 1,1 10 10,11 20 5");
-        assert_eq!(text(&[(0, 999), (2000, u32::MAX - 2000)]), "0 1000 1,1 0 999");
+        assert_eq!(
+            text(&[(0, 999), (2000, u32::MAX - 2000)]),
+            "0 1000 1,1 0 999,1000 2000 4294965295"
+        );
         let many: Vec<(u32, u32)> = (0..400).map(|n| (10_000 + 2 * n, 1)).collect();
         assert_eq!(mapping(1000, &many).len(), MAX_LINES);
     }

@@ -136,18 +136,28 @@ fn in_snapshot(
     let unmounted = guard.unmount();
     drop(guard);
     let exit_code = ended??;
-    unmounted?;
-    let asked = args.diff || context.json || io::stderr().is_terminal();
-    let changes = match asked && !args.read_only {
-        true => store.changes(&snapshot.key, &mut stratafs::ignore_progress)?,
-        false => Vec::new(),
+    // From here on nothing may be lost that was to be kept.
+    let committed = match &args.commit {
+        None => unmounted.map(|()| None)?,
+        Some(name) => unmounted
+            .and_then(|()| store.commit(name, &snapshot.key, CommitOptions::new()))
+            .map(|_| Some(name.clone()))
+            .map_err(|e| snapshot.keep(name, e))?,
     };
-    if let Some(name) = &args.commit
-        && let Err(e) = store.commit(name, &snapshot.key, CommitOptions::new())
-    {
-        return Err(snapshot.keep(name, e));
-    }
-    Ok(Outcome { exit_code, changes, committed: args.commit.clone() })
+    let asked = args.diff || context.json || io::stderr().is_terminal();
+    let shown = committed.as_ref().unwrap_or(&snapshot.key);
+    let changes = match asked && !args.read_only {
+        true => store.changes(shown, &mut stratafs::ignore_progress),
+        false => Ok(Vec::new()),
+    };
+    let changes = match (changes, &committed) {
+        (Err(e), Some(_)) => {
+            tracing::warn!("what was committed cannot be shown: {e}");
+            Vec::new()
+        }
+        (changes, _) => changes?,
+    };
+    Ok(Outcome { exit_code, changes, committed })
 }
 
 /// One directory for all: each mounts on it in a namespace of its own.
