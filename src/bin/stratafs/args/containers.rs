@@ -14,7 +14,7 @@ use stratafs::container::Volume;
 /// all others the command gets a new snapshot, which is removed when it has ended, unless --commit keeps it.
 ///
 /// The command has a root directory, processes, mounts, a host name and System V IPC of its own, and the
-/// network of the host. Without one it is the image's, or /bin/sh; the image's environment, working
+/// network of the host. If none is given it is the image's, or /bin/sh; the image's environment, working
 /// directory, user and entry point count as with docker. An ordinary user needs no rights: he gets a user
 /// namespace, with the ids that /etc/subuid gives him; `stratafs info` says what he can have.
 ///
@@ -26,8 +26,9 @@ use stratafs::container::Volume;
 /// on stdout, in the last line.
 ///
 /// The exit code is the command's, or 128 and the signal that ended it; 127 if there is no such command, 126
-/// if it cannot be run, and 125 for all other failures. The container ends with its first command, and with
-/// this one, however that ends.
+/// if it cannot be run, and 125 for all other failures; but 2 for a command line that cannot be right, and 130
+/// if a signal came before the command ran. The container ends with its first command, and with this one,
+/// however that ends.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   stratafs run alpine.tar
@@ -39,7 +40,7 @@ use stratafs::container::Volume;
 pub(crate) struct Run {
     /// What to run it on
     pub(crate) image: OsString,
-    /// The command and its arguments. Default: the image's, else /bin/sh
+    /// The command and its arguments; options come before it. Default: the image's, else /bin/sh
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
     pub(crate) command: Vec<OsString>,
     /// Keep what it has changed, whatever its exit code, as a committed snapshot of this name
