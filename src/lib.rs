@@ -12,6 +12,8 @@
 //!   copies, which can also be used without any mount ([`Store::activate_in_place`]).
 //! - [`ImageLayout`] is a directory or tar file with OCI images: [`import_image`] takes them into a
 //!   store, [`save_image`] out of it.
+//! - With the feature `fuse`, `rootless` starts programs in namespaces in which an ordinary user may mount, and
+//!   `container` runs a command on a mounted snapshot.
 //!
 //! A layer on disk is what overlayfs makes of it, a delta with whiteouts ([`LayerFormat`]); outside it
 //! is a tar archive, which [`Store::apply`] and [`Store::export`] translate from and to. What came from
@@ -119,7 +121,7 @@
 //!
 //! | feature | default | |
 //! |---|---|---|
-//! | `fuse` | yes | the union over FUSE |
+//! | `fuse` | yes | the union over FUSE, helper processes, namespaces and containers |
 //! | `zstd` | yes | layers compressed with zstd |
 //! | `bundled-sqlite` | yes | builds SQLite in; else the system's is linked |
 //! | `cli` | no | the programs `stratafs` and, with `fuse`, `stratafs-fuse` |
@@ -132,6 +134,8 @@ mod adopt;
 mod archive;
 mod changes;
 mod compression;
+#[cfg(feature = "fuse")]
+pub mod container;
 mod digest;
 mod driver;
 mod error;
@@ -148,6 +152,8 @@ mod image;
 mod layer;
 mod path;
 mod progress;
+#[cfg(feature = "fuse")]
+pub mod rootless;
 mod store;
 mod sys;
 mod tree;

@@ -36,6 +36,9 @@ const TIERS: &[(&str, u8)] = &[
     ("helper", 6),
     // Starts helpers.
     ("driver", 7),
+    // Start helpers, too.
+    ("rootless", 7),
+    ("container", 7),
     ("store", 8),
     ("image", 9),
     ("fuzzing", 10),
@@ -56,9 +59,17 @@ const ROOMS: &[(&str, &str)] = &[
     ("rusqlite", "store/metadata"),
 ];
 
-/// Where processes are started: helpers, the program fusermount3, and the mount helper, which runs itself
-/// in the background. Tests may start others.
-const STARTERS: &[&str] = &["helper/spawn.rs", "sys/fuse.rs", "bin/stratafs-fuse/main.rs"];
+/// Where processes are started: helpers, those that enter namespaces and what they become, containers, the
+/// program fusermount3, and the mount helper, which runs itself in the background. Tests may start others.
+const STARTERS: &[&str] = &[
+    "helper/spawn.rs",
+    "helper/enter.rs",
+    "rootless/mod.rs",
+    "container/start.rs",
+    "sys/namespace.rs",
+    "sys/fuse.rs",
+    "bin/stratafs-fuse/main.rs",
+];
 
 const MAX_LINES: usize = 600;
 

@@ -87,6 +87,10 @@ pub struct MountOptions {
     pub volatile: bool,
     /// What the mount forbids. Containers need setuid and devices: the default forbids nothing.
     pub restrictions: Restrictions,
+    /// The mount namespace of this process is its own, and that of what it starts and what dies with it; so
+    /// that, should it be killed, nothing is mounted any more, though nobody can look into the namespace. For
+    /// a guard that is not [left](Guard::leave).
+    pub private: bool,
 }
 
 /// What the store asks of a driver: one view of a stack of layers.

@@ -1,6 +1,5 @@
 //! The starter's side: starts a helper, and asks it to unmount.
 
-use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -39,10 +38,7 @@ impl Helper {
         lock: Option<BorrowedFd<'_>>,
     ) -> Result<Helper> {
         let (socket, theirs) = socket::pair().at("make a socket for", "a helper")?;
-        let program = match command {
-            HelperCommand::Path(path) => path.as_os_str(),
-            HelperCommand::CurrentExe => OsStr::new("/proc/self/exe"),
-        };
+        let program = command.program();
         let mut start = Command::new(program);
         start.arg0("stratafs-helper").arg(REQUEST);
         start.stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null());

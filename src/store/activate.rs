@@ -23,6 +23,7 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::marks;
 use crate::progress::ignore_progress;
 use crate::sys::lock::Sharing;
+use crate::sys::userns;
 
 impl Store {
     /// The drivers that show snapshots, as [`DriverChoice`](crate::DriverChoice) has them: the first
@@ -77,6 +78,9 @@ impl Store {
             let mut mount = MountRow::new(row.id, &target);
             mount.served = driver.is_served();
             mount.helper = driver.has_helpers();
+            mount.private = options.private;
+            mount.of_user =
+                !userns::is_initial().at("identify the user namespace", "/proc/self/ns/user")?;
             write_row(path, &mount)?;
             let guard = match driver.activate(&request, &target) {
                 Ok(guard) => guard,

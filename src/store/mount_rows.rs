@@ -16,7 +16,7 @@ use super::{Store, staging};
 use crate::driver::{MountIdentity, MountState, NamespaceId, detach_at, is_mount_point};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::sys::lock::Sharing;
-use crate::sys::mountinfo;
+use crate::sys::{mountinfo, userns};
 
 /// A mount that this store made, as its file in `<run>/mounts` tells it.
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
@@ -33,6 +33,12 @@ pub(super) struct MountRow {
     /// That is a helper: it ends with the mount.
     #[serde(default)]
     pub(super) helper: bool,
+    /// Whoever made it has its mount namespace to himself, and holds the snapshot until both are gone.
+    #[serde(default)]
+    pub(super) private: bool,
+    /// It was made in a user namespace of a user's, as was its mount namespace.
+    #[serde(default)]
+    pub(super) of_user: bool,
 }
 
 impl MountRow {
@@ -43,6 +49,8 @@ impl MountRow {
             identity: None,
             served: false,
             helper: false,
+            private: false,
+            of_user: false,
         }
     }
 
@@ -52,12 +60,31 @@ impl MountRow {
 
     /// Whether nobody can be in the mount any more. In doubt it is there.
     pub(super) fn is_gone(&self) -> Result<bool> {
+        self.is_gone_or(|identity| !self.private && !self.is_inhabited(identity))
+    }
+
+    /// The same, for a caller who holds the snapshot: so nobody does who has it in a namespace of his own.
+    fn is_gone_though_held(&self) -> Result<bool> {
+        self.is_gone_or(|identity| self.private || !self.is_inhabited(identity))
+    }
+
+    /// From outside of all user namespaces, their owner can look at every process in his own: what he may not
+    /// look at is in none of these.
+    fn is_inhabited(&self, identity: &MountIdentity) -> bool {
+        let hidden = match self.of_user && userns::is_initial().unwrap_or(false) {
+            true => Hidden::Elsewhere,
+            false => Hidden::MaybeThere,
+        };
+        is_inhabited(identity.mount_namespace(), hidden)
+    }
+
+    fn is_gone_or(&self, elsewhere: impl Fn(&MountIdentity) -> bool) -> Result<bool> {
         let Some(identity) = &self.identity else {
             return is_mount_point(&self.target()).map(|mounted| !mounted);
         };
         Ok(match identity.state(&self.target())? {
             MountState::Gone => true,
-            MountState::OtherNamespace => !is_inhabited(identity.mount_namespace()),
+            MountState::OtherNamespace => elsewhere(identity),
             MountState::Mounted | MountState::Unknown | MountState::Dead => false,
         })
     }
@@ -81,10 +108,10 @@ impl Drop for Kept {
 }
 
 impl Store {
-    /// Fails if this store has the snapshot mounted somewhere.
+    /// Fails if this store has the snapshot, which the caller holds, mounted somewhere.
     pub(super) fn not_mounted(&self, row: &Row) -> Result<()> {
         for (_, mount) in self.rows()? {
-            if mount.snapshot == row.id && !mount.is_gone()? {
+            if mount.snapshot == row.id && !mount.is_gone_though_held()? {
                 return Err(Error::new(
                     ErrorKind::Busy,
                     format!("snapshot {:?} is mounted: first unmount", row.info.key),
@@ -107,17 +134,20 @@ impl Store {
             }
         }
         for (path, row) in self.rows()? {
-            // Who is just mounting it holds the snapshot.
+            // Who is just mounting it holds the snapshot, and who has it in a namespace of his own.
             let _hold = match row.identity {
-                Some(_) => None,
-                None => match self.try_hold(row.snapshot, Sharing::Exclusive) {
+                Some(_) if !row.private => None,
+                _ => match self.try_hold(row.snapshot, Sharing::Exclusive) {
                     Ok(None) => continue,
                     Err(e) if e.kind() == ErrorKind::NotFound => None,
                     hold => hold?,
                 },
             };
-            if row.is_gone()? {
-                remove_if_gone(&path)?;
+            if row.is_gone_though_held()? {
+                match row.private {
+                    true => remove_row(&path)?,
+                    false => remove_if_gone(&path)?,
+                }
                 swept += 1;
             }
         }
@@ -255,9 +285,15 @@ fn read_row(path: &Path) -> Result<Option<MountRow>> {
     }
 }
 
-/// Whether a process lives in the namespace: without one, nobody sees what is mounted there. A
-/// process that may not be looked at may be in it.
-fn is_inhabited(namespace: NamespaceId) -> bool {
+/// Where a process is that may not be looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hidden {
+    MaybeThere,
+    Elsewhere,
+}
+
+/// Whether a process lives in the namespace: without one, nobody sees what is mounted there.
+fn is_inhabited(namespace: NamespaceId, hidden: Hidden) -> bool {
     let Ok(processes) = std::fs::read_dir("/proc") else { return true };
     for process in processes.flatten() {
         let is_pid = process.file_name().as_bytes().iter().all(u8::is_ascii_digit);
@@ -268,6 +304,9 @@ fn is_inhabited(namespace: NamespaceId) -> bool {
             Ok(found) if namespace.is(&found) => return true,
             Ok(_) => {}
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e)
+                if e.kind() == std::io::ErrorKind::PermissionDenied
+                    && hidden == Hidden::Elsewhere => {}
             Err(_) => return true,
         }
     }

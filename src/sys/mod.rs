@@ -5,6 +5,8 @@
 #![allow(unsafe_code)]
 #![cfg_attr(not(feature = "fuse"), allow(dead_code, reason = "much is for the union alone"))]
 
+#[cfg(feature = "fuse")]
+pub(crate) mod confine;
 pub(crate) mod copy;
 pub(crate) mod daemon;
 pub(crate) mod dir;
@@ -18,12 +20,20 @@ pub(crate) mod intercept;
 pub(crate) mod lock;
 pub(crate) mod memory;
 pub(crate) mod mount;
+#[cfg(feature = "fuse")]
+pub(crate) mod mount_tree;
 pub(crate) mod mountinfo;
+#[cfg(feature = "fuse")]
+pub(crate) mod namespace;
 pub(crate) mod override_stat;
 pub(crate) mod owners;
 pub(crate) mod process;
 pub(crate) mod remove;
 pub(crate) mod resolve;
+#[cfg(feature = "fuse")]
+mod seccomp;
+#[cfg(feature = "fuse")]
+pub(crate) mod signals;
 pub(crate) mod socket;
 pub(crate) mod stat;
 pub(crate) mod umask;

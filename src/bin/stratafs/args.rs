@@ -1,14 +1,18 @@
 //! The command line as typed. What clap can refuse by itself is refused here; all else is the
 //! commands' to validate.
 
+#[cfg(feature = "fuse")]
+mod containers;
 mod directories;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use stratafs::{DriverChoice, Filter, LayerFormat, Platform};
+use stratafs::{DriverChoice, Filter, LayerFormat, Owners, Platform};
 
+#[cfg(feature = "fuse")]
+pub(crate) use containers::{Run, Unshare};
 pub(crate) use directories::{Layer, LayerApply, LayerDiff};
 
 /// Part of `--help`, and of the README; `failure.rs` is where the codes come from.
@@ -35,6 +39,7 @@ Exit codes:
     8  no room: the disk is full, or a limit is reached
   130  interrupted by SIGINT, SIGTERM or SIGHUP, and rolled back; twice: at once, left to `gc`
   141  whoever read the output has gone
+`run` and `unshare` end as their command does; see there.
 
 If only its output could not be written, what the command was to do has been done.";
 
@@ -45,10 +50,14 @@ If only its output could not be written, what the command was to do has been don
 #[derive(Debug, Parser)]
 #[command(name = "stratafs", version, after_long_help = EXIT_CODES, max_term_width = 100)]
 pub(crate) struct Arguments {
-    /// The store's directory. Default: /var/lib/stratafs for root, else $XDG_DATA_HOME/stratafs or
-    /// ~/.local/share/stratafs
+    /// The store's directory. Default: $STRATAFS_ROOT; else /var/lib/stratafs for root, and for others
+    /// $XDG_DATA_HOME/stratafs or ~/.local/share/stratafs
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) root: Option<PathBuf>,
+    /// Where the store keeps owners, modes and devices of files. Default for a new one: xattrs for ordinary
+    /// users, also in their user namespaces, else files
+    #[arg(long, global = true, value_enum, value_name = "WHERE")]
+    pub(crate) owners: Option<OwnersName>,
     /// What shows snapshots
     #[arg(long, global = true, value_enum, value_name = "DRIVER", default_value = "auto")]
     pub(crate) driver: DriverName,
@@ -60,6 +69,31 @@ pub(crate) struct Arguments {
     pub(crate) verbose: u8,
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OwnersName {
+    /// Where file systems do, so that the kernel's overlayfs shows them: needs root, or `unshare` and a range
+    /// of ids
+    Files,
+    /// In xattrs of files that are all the user's own
+    Xattrs,
+}
+
+impl OwnersName {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            OwnersName::Files => "files",
+            OwnersName::Xattrs => "xattrs",
+        }
+    }
+
+    pub(crate) fn owners(self) -> Owners {
+        match self {
+            OwnersName::Files => Owners::OfFiles,
+            OwnersName::Xattrs => Owners::InXattrs,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -277,6 +311,12 @@ pub(crate) enum Command {
   stratafs check
   stratafs --json check | jq -r '.problems[].what'")]
     Check,
+
+    #[cfg(feature = "fuse")]
+    Run(Run),
+
+    #[cfg(feature = "fuse")]
+    Unshare(Unshare),
 
     /// Work on layers in plain directories, without a store
     #[command(subcommand)]

@@ -5,6 +5,8 @@ use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 
+#[cfg(feature = "fuse")]
+use stratafs::container::NotStarted;
 use stratafs::{Error, ErrorKind};
 
 /// Why a command did not do what it was asked for.
@@ -26,6 +28,18 @@ pub(crate) enum Failure {
     Problems(usize),
     /// A signal stopped the program where the library was not asked to stop.
     Interrupted,
+    /// The command that was to be run has failed with this code; it has said why.
+    #[cfg(feature = "fuse")]
+    Status(u8),
+    /// The command that was to be run cannot be.
+    #[cfg(feature = "fuse")]
+    NotStarted(NotStarted),
+    /// The command has run, and what it did is in the snapshot `key`.
+    #[cfg(feature = "fuse")]
+    NotCommitted { name: String, key: String, source: Error },
+    /// There is nothing to run a command in.
+    #[cfg(feature = "fuse")]
+    NoContainer(Box<Failure>),
 }
 
 /// The library's kinds by the names that JSON has for them, and the exit codes.
@@ -104,7 +118,26 @@ impl Failure {
             Failure::OutputClosed => ("output-closed", 141),
             Failure::Problems(_) => word_and_code(ErrorKind::Corrupt),
             Failure::Interrupted => word_and_code(ErrorKind::Cancelled),
+            #[cfg(feature = "fuse")]
+            Failure::Status(code) => ("status", *code),
+            #[cfg(feature = "fuse")]
+            Failure::NotStarted(e) => ("not-started", e.exit_code()),
+            #[cfg(feature = "fuse")]
+            Failure::NotCommitted { source, .. } => (word_and_code(source.kind()).0, 125),
+            #[cfg(feature = "fuse")]
+            Failure::NoContainer(failure) => (failure.word_and_code().0, 125),
         }
+    }
+
+    /// Whether it is about a command that was run, not about this program.
+    pub(crate) fn is_of_a_command(&self) -> bool {
+        #[cfg(feature = "fuse")]
+        return matches!(
+            self,
+            Failure::Status(_) | Failure::NotStarted(_) | Failure::NoContainer(_)
+        );
+        #[cfg(not(feature = "fuse"))]
+        false
     }
 
     /// Says it on stderr, and gives the exit code.
@@ -112,6 +145,8 @@ impl Failure {
         let (word, code) = self.word_and_code();
         let line = match self {
             Failure::OutputClosed => return ExitCode::from(code),
+            #[cfg(feature = "fuse")]
+            Failure::Status(_) => return ExitCode::from(code),
             _ if json => error_object(word, &self.to_string()),
             _ => format!("stratafs: {self}"),
         };
@@ -137,6 +172,18 @@ impl fmt::Display for Failure {
             Failure::Problems(1) => f.write_str("the store has a problem"),
             Failure::Problems(n) => write!(f, "the store has {n} problems"),
             Failure::Interrupted => f.write_str("interrupted"),
+            #[cfg(feature = "fuse")]
+            Failure::Status(code) => write!(f, "the command ended with {code}"),
+            #[cfg(feature = "fuse")]
+            Failure::NotStarted(e) => e.fmt(f),
+            #[cfg(feature = "fuse")]
+            Failure::NotCommitted { name, key, source } => write!(
+                f,
+                "cannot commit as {name:?} what the command has changed: {source}; it is kept: `stratafs \
+                 commit NAME {key}`"
+            ),
+            #[cfg(feature = "fuse")]
+            Failure::NoContainer(failure) => failure.fmt(f),
         }
     }
 }

@@ -23,10 +23,13 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use tracing::level_filters::LevelFilter;
 
-use args::Arguments;
+use args::{Arguments, OwnersName};
 use commands::Context;
 use failure::Failure;
 use interrupt::Interrupt;
+
+/// By which `unshare` tells where a new store is to keep owners.
+pub(crate) const OWNERS_VARIABLE: &str = "STRATAFS_OWNERS";
 
 fn main() -> ExitCode {
     #[cfg(feature = "fuse")]
@@ -46,13 +49,15 @@ fn main() -> ExitCode {
 fn run(arguments: Arguments) -> Result<(), Failure> {
     let interrupt = Interrupt::install()
         .map_err(|source| Failure::Io { what: "cannot take signals over".to_owned(), source })?;
-    let privileged = is_root();
+    let privileged = is_root() && !has_one_id();
     let root = match arguments.root {
         Some(root) => root,
         None => default_root(privileged)?,
     };
     let context = Context {
         root,
+        owners: arguments.owners,
+        owners_of_new: owners_of_new()?,
         driver: arguments.driver,
         json: arguments.json,
         privileged,
@@ -60,7 +65,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     match commands::run(&context, arguments.command) {
         // Reading from a pipe fails when a signal comes, whatever the library makes of it.
-        Err(failure) if interrupt.is_raised() => {
+        Err(failure) if interrupt.is_raised() && !failure.is_of_a_command() => {
             tracing::info!(%failure, "stopped by a signal");
             Err(Failure::Interrupted)
         }
@@ -104,7 +109,25 @@ fn log(verbose: u8, json: bool) {
         .init();
 }
 
+/// What `unshare` tells of new stores.
+fn owners_of_new() -> Result<Option<OwnersName>, Failure> {
+    let Some(text) = env::var_os(OWNERS_VARIABLE).filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    let known = [OwnersName::Files, OwnersName::Xattrs];
+    match known.into_iter().find(|name| text == name.as_str()) {
+        Some(name) => Ok(Some(name)),
+        None => {
+            Err(Failure::Usage(format!("{OWNERS_VARIABLE} is {text:?}: make it files or xattrs")))
+        }
+    }
+}
+
 fn default_root(privileged: bool) -> Result<PathBuf, Failure> {
+    // As `unshare` sets it.
+    if let Some(root) = env::var_os("STRATAFS_ROOT").filter(|root| !root.is_empty()) {
+        return Ok(PathBuf::from(root));
+    }
     if privileged {
         return Ok(PathBuf::from("/var/lib/stratafs"));
     }
@@ -116,6 +139,14 @@ fn default_root(privileged: bool) -> Result<PathBuf, Failure> {
         .ok_or_else(|| {
             Failure::Usage("no store: give --root DIR, or set XDG_DATA_HOME or HOME".to_owned())
         })
+}
+
+/// Whether there is but one user in this user namespace, so that no file can be given to another:
+/// user_namespaces(7).
+fn has_one_id() -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let mut counts = map.lines().filter_map(|line| line.split_whitespace().nth(2));
+    counts.next() == Some("1") && counts.next().is_none()
 }
 
 /// Whether the effective user is root: the second number of `Uid:`, proc_pid_status(5).

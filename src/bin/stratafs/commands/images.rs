@@ -7,9 +7,11 @@ use std::path::Path;
 
 use serde::Serialize;
 use stratafs::{
-    ApplyLimits, Compression, ImageLayout, ImageSelector, ImportOptions, LayoutWriter, SaveOptions,
-    SavedImage, import_image, save_image,
+    ApplyLimits, Compression, ImageLayout, ImageSelector, ImportOptions, LayoutWriter, ProgressFn,
+    SaveOptions, SavedImage, import_image, save_image,
 };
+#[cfg(feature = "fuse")]
+use stratafs::{ImageRecord, Store};
 
 use super::layers::refuse_stdout;
 use super::snapshots::Image;
@@ -21,12 +23,7 @@ use crate::output::Report;
 pub(super) fn import(context: &Context, args: args::Import) -> Result {
     let mut reporter = context.reporter();
     let mut progress = |progress| reporter.step(progress);
-    let layout = if args.image == Path::new("-") || ImageLayout::needs_spool(&args.image)? {
-        let limit = ApplyLimits::default().max_unpacked_bytes;
-        ImageLayout::spool(context.input(&args.image)?, env::temp_dir(), limit, &mut progress)?
-    } else {
-        ImageLayout::open(&args.image)?
-    };
+    let layout = open_layout(context, &args.image, &mut progress)?;
     let name = match (args.name, &args.reference) {
         (Some(name), _) => name,
         (None, Some(reference)) => reference.clone(),
@@ -41,6 +38,34 @@ pub(super) fn import(context: &Context, args: args::Import) -> Result {
     let image = import_image(&store, &layout, &name, &options, &mut progress)?;
     drop(reporter);
     context.print(&Imported(image.into()))
+}
+
+/// Imports as `import` does that is told nothing but a path.
+#[cfg(feature = "fuse")]
+pub(super) fn import_under_its_own_name(
+    context: &Context,
+    store: &Store,
+    path: &Path,
+) -> Result<ImageRecord> {
+    let mut reporter = context.reporter();
+    let mut progress = |progress| reporter.step(progress);
+    let layout = open_layout(context, path, &mut progress)?;
+    let name = own_name(&layout, path)?;
+    let mut options = ImportOptions::new();
+    options.apply = context.apply_options(store.owners());
+    Ok(import_image(store, &layout, &name, &options, &mut progress)?)
+}
+
+fn open_layout(
+    context: &Context,
+    path: &Path,
+    progress: &mut ProgressFn<'_>,
+) -> Result<ImageLayout> {
+    if path == Path::new("-") || ImageLayout::needs_spool(path)? {
+        let limit = ApplyLimits::default().max_unpacked_bytes;
+        return Ok(ImageLayout::spool(context.input(path)?, env::temp_dir(), limit, progress)?);
+    }
+    Ok(ImageLayout::open(path)?)
 }
 
 /// The name that the layout has for its only image, else that of its file.

@@ -241,7 +241,7 @@ impl Report for Packed {
 
 /// A change as printed.
 #[derive(Debug, Serialize)]
-struct Line {
+pub(super) struct Line {
     kind: char,
     #[serde(flatten)]
     path: JsonPath,
@@ -250,13 +250,19 @@ struct Line {
 }
 
 impl Line {
-    fn new(change: &Change, end: u8) -> Line {
+    pub(super) fn new(change: &Change, end: u8) -> Line {
         let kind = change.kind.letter();
         let path = [b"/", change.path.as_bytes()].concat();
         let mut line = format!("{kind} ").into_bytes();
         line.extend_from_slice(&path);
         line.push(end);
         Line { kind, path: JsonPath::new(&path), line }
+    }
+
+    /// As text.
+    #[cfg(feature = "fuse")]
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        self.line
     }
 }
 

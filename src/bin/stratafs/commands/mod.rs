@@ -5,8 +5,12 @@ mod adopt;
 mod images;
 mod layers;
 mod mounts;
+#[cfg(feature = "fuse")]
+mod run;
 mod settle;
 mod snapshots;
+#[cfg(feature = "fuse")]
+mod unshare;
 mod upkeep;
 
 use std::fs::{self, File};
@@ -18,7 +22,7 @@ use stratafs::{ErrorKind, ImageRecord, Store, StoreOptions};
 #[cfg(feature = "fuse")]
 use stratafs::{FuseServer, helper::HelperCommand};
 
-use crate::args::{Command, DriverName, Layer};
+use crate::args::{Command, DriverName, Layer, OwnersName};
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use crate::output::{self, Report};
@@ -30,6 +34,10 @@ type Result<T = ()> = std::result::Result<T, Failure>;
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) root: PathBuf,
+    /// Where the store keeps owners, if that was said.
+    pub(crate) owners: Option<OwnersName>,
+    /// The same of a new store, if it was not.
+    pub(crate) owners_of_new: Option<OwnersName>,
     pub(crate) driver: DriverName,
     pub(crate) json: bool,
     /// Whether this process may be taken for root.
@@ -66,6 +74,10 @@ pub(crate) fn run(context: &Context, command: Command) -> Result {
         Command::Rm(args) => snapshots::rm(context, &args),
         Command::Gc => upkeep::gc(context),
         Command::Check => upkeep::check(context),
+        #[cfg(feature = "fuse")]
+        Command::Run(args) => run::run(context, args),
+        #[cfg(feature = "fuse")]
+        Command::Unshare(args) => unshare::unshare(context, args),
         Command::Layer(Layer::Apply(args)) => layers::apply_to_directory(context, args),
         Command::Layer(Layer::Diff(args)) => layers::diff_directories(context, &args),
     }
@@ -73,14 +85,35 @@ pub(crate) fn run(context: &Context, command: Command) -> Result {
 
 impl Context {
     fn open(&self, missing: Missing) -> Result<Store> {
-        let mut options = StoreOptions::new();
-        options.create = missing == Missing::Create;
-        options.driver = self.driver.choice();
         #[cfg(feature = "fuse")]
-        {
-            // What a command mounts is to be there when it has ended.
-            options.fuse_server = FuseServer::Helper(HelperCommand::CurrentExe);
+        // What a command mounts is to be there when it has ended.
+        return self.open_served_by(missing, FuseServer::Helper(HelperCommand::CurrentExe));
+        #[cfg(not(feature = "fuse"))]
+        self.open_by(missing, self.options())
+    }
+
+    #[cfg(feature = "fuse")]
+    fn open_served_by(&self, missing: Missing, server: FuseServer) -> Result<Store> {
+        let mut options = self.options();
+        options.fuse_server = server;
+        self.open_by(missing, options)
+    }
+
+    fn options(&self) -> StoreOptions {
+        let mut options = StoreOptions::new();
+        options.owners = self.owners.map(OwnersName::owners);
+        options.driver = self.driver.choice();
+        options
+    }
+
+    fn open_by(&self, missing: Missing, mut options: StoreOptions) -> Result<Store> {
+        options.create = false;
+        match Store::open(&self.root, options.clone()) {
+            Err(e) if e.kind() == ErrorKind::NotFound && missing == Missing::Create => {}
+            opened => return Ok(opened?),
         }
+        options.create = true;
+        options.owners = options.owners.or(self.owners_of_new.map(OwnersName::owners));
         Ok(Store::open(&self.root, options)?)
     }
 

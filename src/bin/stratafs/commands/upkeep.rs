@@ -7,6 +7,11 @@ use std::path::{Path, absolute};
 
 use serde::Serialize;
 use stratafs::{CheckReport, Driver, ErrorKind, GcReport, LayerFormat, Owners, Probe, ProbeTarget};
+#[cfg(feature = "fuse")]
+use stratafs::{
+    helper::HelperCommand,
+    rootless::{self, Namespaces, RootlessRung},
+};
 
 use super::{Context, Missing, Result};
 use crate::failure::Failure;
@@ -50,6 +55,8 @@ pub(super) fn info(context: &Context) -> Result {
             _ => "of-files",
         }),
         drivers,
+        #[cfg(feature = "fuse")]
+        rootless: Rootless::of_caller(dir)?,
     })
 }
 
@@ -58,7 +65,11 @@ pub(super) fn gc(context: &Context) -> Result {
     let mut reporter = context.reporter();
     let report = store.gc(&mut |progress| reporter.step(progress))?;
     drop(reporter);
-    context.print(&Collected(report))
+    #[cfg(feature = "fuse")]
+    let runs = super::run::leftovers::sweep(&store)?;
+    #[cfg(not(feature = "fuse"))]
+    let runs = 0;
+    context.print(&Collected { report, runs })
 }
 
 pub(super) fn check(context: &Context) -> Result {
@@ -75,20 +86,26 @@ pub(super) fn check(context: &Context) -> Result {
 }
 
 #[derive(Debug, Serialize)]
-#[serde(transparent)]
-struct Collected(GcReport);
+struct Collected {
+    #[serde(flatten)]
+    report: GcReport,
+    /// Snapshots of `run` processes that are gone.
+    runs: u64,
+}
 
 impl Report for Collected {
     fn text(&self, out: &mut dyn Write) -> io::Result<()> {
+        let report = &self.report;
         for (count, what) in [
-            (self.0.staging, "unfinished snapshots"),
-            (self.0.orphans, "directories without a snapshot"),
-            (self.0.workdirs, "work directories of committed snapshots"),
-            (self.0.trees, "copies of committed snapshots"),
-            (self.0.trash, "removed snapshots whose files were left"),
-            (self.0.layers, "layers that no image needs"),
-            (self.0.blobs, "blobs that no image needs"),
-            (self.0.mounts, "records of mounts that are gone"),
+            (report.staging, "unfinished snapshots"),
+            (report.orphans, "directories without a snapshot"),
+            (report.workdirs, "work directories of committed snapshots"),
+            (report.trees, "copies of committed snapshots"),
+            (report.trash, "removed snapshots whose files were left"),
+            (report.layers, "layers that no image needs"),
+            (report.blobs, "blobs that no image needs"),
+            (report.mounts, "records of mounts that are gone"),
+            (self.runs, "snapshots of commands that are gone"),
         ] {
             if count > 0 {
                 writeln!(out, "freed {count} {what}")?;
@@ -124,6 +141,49 @@ struct About {
     owners: Option<&'static str>,
     /// In the order in which they are tried.
     drivers: Vec<Probed>,
+    #[cfg(feature = "fuse")]
+    rootless: Rootless,
+}
+
+/// What an ordinary user can have without root.
+#[cfg(feature = "fuse")]
+#[derive(Debug, Serialize)]
+struct Rootless {
+    /// Who may mount needs none of it, and nothing is tried.
+    needed: bool,
+    /// How many users' ids he can give to files in a user namespace, and why it is but one.
+    ids: Option<u64>,
+    one_id: Option<String>,
+    rungs: Vec<RootlessRung>,
+}
+
+#[cfg(feature = "fuse")]
+impl Rootless {
+    fn of_caller(dir: &Path) -> Result<Rootless> {
+        let Namespaces::UserAndMount(mapping) = Namespaces::for_caller()? else {
+            return Ok(Rootless { needed: false, ids: None, one_id: None, rungs: Vec::new() });
+        };
+        Ok(Rootless {
+            needed: true,
+            ids: Some(mapping.users().iter().map(|ids| u64::from(ids.count)).sum()),
+            one_id: mapping.one_id().map(ToString::to_string),
+            rungs: rootless::ladder(&HelperCommand::CurrentExe, dir)?,
+        })
+    }
+
+    fn text(&self, out: &mut dyn Write) -> io::Result<()> {
+        if !self.needed {
+            return writeln!(out, "rungs for ordinary users: none is needed by who may mount");
+        }
+        writeln!(out, "rungs for ordinary users")?;
+        for rung in &self.rungs {
+            writeln!(out, "{rung}")?;
+        }
+        match (&self.one_id, self.ids) {
+            (Some(why), _) => writeln!(out, "ids in a user namespace: 1 ({why})"),
+            (None, ids) => writeln!(out, "ids in a user namespace: {}", ids.unwrap_or(1)),
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -155,6 +215,8 @@ impl Report for About {
                 }
             }
         }
+        #[cfg(feature = "fuse")]
+        self.rootless.text(out)?;
         Ok(())
     }
 }
