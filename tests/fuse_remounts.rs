@@ -45,7 +45,7 @@ fn main() {
             }
             let name = format!("files_hold_what_was_written{name}::{format}");
             trials.push(suite::trial(name, hindrance.clone(), move || {
-                let seeds = if full() { 40 } else { 2 };
+                let seeds = if full() { 10 } else { 2 };
                 match asked_seed() {
                     Some(seed) => exercise(format, more, seed),
                     None => (0..seeds).for_each(|seed| exercise(format, more, seed)),
@@ -160,7 +160,7 @@ fn exercise(format: LayerFormat, more: &str, seed: u64) {
     let untouched: Vec<_> = lowers.iter().map(|lower| whole_tree::lines(lower)).collect();
     let mut rng = Rng(!seed);
     let mut mount = stage.mount();
-    let (rounds, operations) = if full() { (40, 200) } else { (12, 60) };
+    let (rounds, operations) = if full() { (20, 100) } else { (12, 60) };
     for round in 0..rounds {
         let end = rng.pick(ENDS);
         let told = std::panic::AssertUnwindSafe(&mut exerciser);
@@ -231,8 +231,8 @@ fn exercise(format: LayerFormat, more: &str, seed: u64) {
 fn fsx() {
     const LENGTH: usize = 131_072;
     let stage = Stage::new(LayerFormat::OverlayTrusted, "");
-    let rounds = if full() { 60 } else { 6 };
-    let operations = if full() { 20_000 } else { 1_500 };
+    let rounds = if full() { 30 } else { 6 };
+    let operations = if full() { 5_000 } else { 1_500 };
     let seed = asked_seed().unwrap_or(20_231_118);
     let settings = stage.path("fsx.toml");
     let configuration = format!(
