@@ -1,35 +1,29 @@
 //! Suites of others: pjdfstest on a plain file system, on the kernel's overlayfs and on ours; fsx on a
 //! file that begins in a lower.
-//!
-//! They are the crates `pjdfstest` and `fsx`, looked for in `$STRATAFS_FSTOOLS/bin` (`/opt/fstools/bin`
-//! if that is not set), then in PATH.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod support {
     #![allow(dead_code, reason = "each suite uses its part")]
     pub mod calls;
     pub mod fuse_union;
+    pub mod pjdfstest;
     pub mod suite;
     pub mod whole_tree;
 }
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
 
-use support::fuse_union::{self, Engine, Stage, mode};
-use support::suite;
+use support::fuse_union::{self, Engine, Stage};
+use support::pjdfstest::{Outcomes, find, hindrance as needs, those};
+use support::{pjdfstest, suite};
 
 fn main() {
     fuse_union::enter_own_mount_namespace();
     let engine = Engine::under_test().hindrance();
     let own = fuse_union::needs_own();
-    let needs = |tool: &str, hindrance: &Option<String>| {
-        let missing = || format!("needs {tool}: cargo install --root /opt/fstools {tool}");
-        hindrance.clone().or_else(|| find(tool).is_none().then(missing))
-    };
     let mut trials = vec![
         suite::trial("pjdfstest", needs("pjdfstest", &engine), || {
             // A lower with the root of the tests, and an upper.
@@ -70,15 +64,6 @@ fn main() {
     suite::run_one_by_one(trials);
 }
 
-fn find(tool: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("STRATAFS_FSTOOLS").unwrap_or_else(|| "/opt/fstools".into());
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::iter::once(Path::new(&root).join("bin"))
-        .chain(std::env::split_paths(&path))
-        .map(|dir| dir.join(tool))
-        .find(|program| program.is_file())
-}
-
 // --- pjdfstest -----------------------------------------------------------------------------------
 
 /// What an AUFS upper cannot do, since a whiteout's name is the name with `.wh.` before it.
@@ -87,72 +72,13 @@ const AUFS: &[&str] = &[];
 /// Skipped on FUSE: it has no pathconf that would tell how many links a file may have.
 const SKIPPED: &[&str] = &["link::link_count_max"];
 
-/// All that Linux has. The users are those that each Debian has.
-const CONFIGURATION: &str = r#"
-[features]
-posix_fallocate = {}
-rename_ctime = {}
-utime_now = {}
-utimensat = {}
-
-[settings]
-naptime = 0.02
-allow_remount = false
-
-[dummy_auth]
-entries = [["nobody", "nogroup"], ["daemon", "daemon"]]
-"#;
-
-/// What became of each test.
-fn outcomes(at: &Path, stage: &Stage) -> BTreeMap<String, String> {
-    let configuration = stage.beside("tools").join("pjdfstest.toml");
-    fs::write(&configuration, CONFIGURATION).unwrap();
-    // Another file system, for what must not be done across two.
-    let elsewhere = tempfile::tempdir_in("/dev/shm").unwrap();
-    mode(elsewhere.path(), 0o755);
-    let output = Command::new(find("pjdfstest").unwrap())
-        .arg("-c")
-        .arg(&configuration)
-        .arg("-s")
-        .arg(elsewhere.path())
-        .arg("-p")
-        .arg(at)
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    let mut outcomes = BTreeMap::new();
-    let mut last = String::new();
-    for line in text.lines() {
-        match line.split_whitespace().collect::<Vec<_>>()[..] {
-            [name, outcome @ ("ok" | "FAILED" | "skipped")] if name.contains("::") => {
-                outcomes.insert(name.to_owned(), outcome.to_owned());
-                last = name.to_owned();
-            }
-            // The reason follows.
-            _ if line.starts_with('\t') && outcomes.contains_key(&last) => {
-                let outcome = outcomes.get_mut(&last).unwrap();
-                outcome.push_str(&format!(": {}", line.trim()));
-            }
-            _ => {}
-        }
-    }
-    let summary = text.lines().find(|line| line.starts_with("Summary: ")).unwrap_or_else(|| {
-        panic!("pjdfstest did not end: {text} {}", String::from_utf8_lossy(&output.stderr))
-    });
-    let total = format!("{} total", outcomes.len());
-    assert!(summary.ends_with(&total), "{} were understood of: {summary}", outcomes.len());
-    assert!(outcomes.len() > 300, "{summary}");
-    outcomes
-}
-
-fn those(outcomes: &BTreeMap<String, String>, what: &str) -> BTreeSet<String> {
-    let matching = outcomes.iter().filter(|(_, outcome)| outcome.starts_with(what));
-    matching.map(|(name, _)| name.clone()).collect()
+fn outcomes(at: &Path, stage: &Stage) -> Outcomes {
+    pjdfstest::outcomes(at, &stage.beside("tools"), None)
 }
 
 /// Of the plain file system and of the kernel's overlayfs, once.
-fn references() -> &'static [BTreeMap<String, String>; 2] {
-    static REFERENCES: OnceLock<[BTreeMap<String, String>; 2]> = OnceLock::new();
+fn references() -> &'static [Outcomes; 2] {
+    static REFERENCES: OnceLock<[Outcomes; 2]> = OnceLock::new();
     REFERENCES.get_or_init(|| {
         let stage = Stage::new(1);
         fs::create_dir(stage.lower("tests")).unwrap();

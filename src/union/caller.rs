@@ -66,6 +66,7 @@ impl Union {
             return Ok(());
         }
         let attr = self.attr(node)?;
+        let _capable = node.capable.lock();
         let capable = {
             let _complete = self.when_complete(node);
             self.at(node, |place, _, _| Ok(xattr::get(place.xattrs(), CAPABILITY)?.is_some()))?

@@ -5,12 +5,13 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Union;
-use super::caller::Caller;
+use super::caller::{CAPABILITY, Caller};
 use super::copyup::Data;
 use super::descriptors::OpenFile;
 use super::node::Node;
@@ -18,6 +19,7 @@ use super::spec::SyncPolicy;
 use crate::sys::errno::Code;
 use crate::sys::file::{self, Access, Seek};
 use crate::sys::stat::FileType;
+use crate::sys::xattr::{self, Of};
 
 /// No clock's tick is longer: seconds, as whole ones are compared.
 const LONGEST_TICK: i64 = 1;
@@ -59,7 +61,14 @@ impl Union {
         if !held_back {
             return open.file.write_all_at(data, offset);
         }
-        self.at_the_told_time(node, &open, |file| file.write_all_at(data, offset))
+        self.at_the_told_time(node, &open, |file| {
+            // Any write takes capabilities away; this one came before they were given.
+            let capable = node.capable.lock();
+            let of = Of::Fd(file.as_fd());
+            let kept = if *capable { xattr::get(of, CAPABILITY)? } else { None };
+            file.write_all_at(data, offset)?;
+            kept.map_or(Ok(()), |value| xattr::set(of, CAPABILITY, &value))
+        })
     }
 
     /// Changes a file at a time that the kernel tells by itself, before or after; if it tells none, the file

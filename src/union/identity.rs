@@ -188,10 +188,14 @@ impl Union {
         if self.published.load(Ordering::Acquire) != since && found.upper.is_none() {
             return Ok(Identified::Changed);
         }
-        let noted = ids.len();
-        ids.push(self.table.dynamic_id());
         let direct = self.table.direct_id(real);
         let linked = self.linked(&found);
+        if direct.is_none() && linked.is_none() {
+            // By which whoever comes next finds this node.
+            ids.push(self.table.assigned_id(real));
+        }
+        let noted = ids.len();
+        ids.push(self.table.dynamic_id());
         let below = self.data_of(parent, &found, linked.as_deref(), &keys);
         if !matches!(below, Ok(None)) && self.published.load(Ordering::Acquire) != since {
             // It may have been completed since its marks were read, or while they were.
@@ -231,8 +235,11 @@ impl Union {
                     if let Some(linked) = &linked {
                         // By which it is found under its other names.
                         linked.set_id(*id);
-                    } else if index == noted && direct.is_some() {
+                    } else if index == noted {
                         tracing::debug!(?direct, id, name = ?found.name, "number taken by another");
+                        self.table.note_other_id(real, *id);
+                    } else if direct.is_none() {
+                        // Whoever had it before may have gone just now.
                         self.table.note_other_id(real, *id);
                     }
                     if let (Some(dir), true) = (child_dir, found.upper.is_some()) {

@@ -22,8 +22,8 @@
 //! # Lock order
 //!
 //! 1. `moving`; [`Node::names`] of the directories whose names change, by number;
-//! 2. [`Node::time_is_set`] of one node; [`Node::copying`] of one node; that file's turn in `completions`;
-//!    `metacopies_end`;
+//! 2. [`Node::time_is_set`] of one node; [`Node::capable`] of one node; [`Node::copying`] of one node; that
+//!    file's turn in `completions`; `metacopies_end`;
 //! 3. `tree`: for reading while paths in the upper are put together and walked, for writing while a
 //!    directory gets another place;
 //! 4. [`Node::state`], of two nodes by number;

@@ -119,6 +119,9 @@ pub(crate) struct Node {
     /// Whether its modification time was set by a call. Held while that is done, and while something is
     /// written that must not change it.
     pub(super) time_is_set: Mutex<bool>,
+    /// Whether it was given capabilities, which what is handed over late must leave. Held while that is
+    /// done, while they are taken away, and while something is written that was written before.
+    pub(super) capable: Mutex<bool>,
     /// Whether it may have names that the union shows, and that its copy in the upper has not: of a file
     /// with several names in a lower layer.
     pub(super) unplaced: AtomicBool,
@@ -155,6 +158,7 @@ impl Node {
             lookups: Lookups::default(),
             cached: AtomicBool::new(false),
             time_is_set: Mutex::new(false),
+            capable: Mutex::new(false),
             unplaced: AtomicBool::new(false),
             partial: AtomicBool::new(new.below.is_some()),
             names: Mutex::new(()),

@@ -18,7 +18,7 @@ use parking_lot::MutexGuard;
 use super::create::check_name;
 use super::lookup::{Found, View};
 use super::node::{Node, State};
-use super::remove::{lock_names, put_whiteout, take_out_dir};
+use super::remove::{lock_names, take_out_dir};
 use super::workdir::Marker;
 use super::xattr::{ZERO_DEVICE_FILE, copied};
 use super::{Union, UpperBranch};
@@ -51,6 +51,25 @@ struct Side<'a> {
     name: &'a Name,
     view: View,
     dir: Arc<Dir>,
+}
+
+/// Where a file system cannot do it in one step. What may not be possible is done before anything moves.
+fn rename_then_whiteout(
+    upper: &UpperBranch,
+    old: (&Dir, &Name),
+    new: (&Dir, &Name),
+) -> io::Result<()> {
+    let temp = upper.work.new_name()?;
+    let work = upper.work.temp();
+    marks::make_whiteout(upper.format, work, &temp)?;
+    let renamed = old
+        .0
+        .rename(old.1, new.0, new.1, OnExisting::Replace)
+        .and_then(|()| work.rename(&temp, old.0, old.1, OnExisting::Fail));
+    if renamed.is_err() {
+        upper.work.discard(&temp);
+    }
+    renamed
 }
 
 impl Union {
@@ -269,10 +288,7 @@ impl Union {
         }
         let renamed = match file::rename_leaving_whiteout(old.0, old.1, new.0, new.1) {
             // A file system that cannot: then in two steps.
-            Err(e) if Code::Invalid.is(&e) => {
-                old.0.rename(old.1, new.0, new.1, OnExisting::Replace)?;
-                put_whiteout(upper, old.0, old.1, false)
-            }
+            Err(e) if Code::Invalid.is(&e) => rename_then_whiteout(upper, old, new),
             renamed => renamed,
         };
         renamed.inspect(|()| upper.keep_order_afterwards(old.0))

@@ -79,17 +79,10 @@ fn settle_here(spec: UnionSpec, progress: &mut ProgressFn<'_>) -> Result<Settled
              the upper was made on; settle it with those",
         ));
     }
-    if union.lacks_names().at("look at the links in", "the work directory")? {
-        let mut reported = Ok(());
-        let mut step = || {
-            walk.told.entries = walk.told.entries.saturating_add(1);
-            reported = report(walk.progress, walk.told);
-            if reported.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-        };
-        union.place_all_names(&mut step).at("place the names of hard links in", "the layer")?;
-        reported?;
-    }
+    walk.place_names()?;
     walk.run()?;
+    // Of files in renamed directories, which were copied only now.
+    walk.place_names()?;
     let settled = walk.settled;
     union.close().at("write to disk", "the settled layer")?;
     // Every name is in the upper.
@@ -147,6 +140,23 @@ impl Walk<'_, '_> {
             }
         }
         Ok(())
+    }
+
+    /// Gives copies of files with several names in a lower layer all of them.
+    fn place_names(&mut self) -> Result<()> {
+        if !self.union.lacks_names().at("look at the links in", "the work directory")? {
+            return Ok(());
+        }
+        let mut reported = Ok(());
+        let mut step = || {
+            self.told.entries = self.told.entries.saturating_add(1);
+            reported = report(self.progress, self.told);
+            if reported.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        };
+        self.union
+            .place_all_names(&mut step)
+            .at("place the names of hard links in", "the layer")?;
+        reported
     }
 
     fn frame(&self, node: Arc<Node>, path: RelPath, inside: bool) -> Result<Frame> {

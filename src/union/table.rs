@@ -145,6 +145,11 @@ impl Table {
         DYNAMIC | self.dynamic.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// The number of a file that has none by itself, for as long as it is known.
+    pub(super) fn assigned_id(&self, real: Real) -> NodeId {
+        *self.others.lock().entry(real).or_insert_with(|| self.dynamic_id())
+    }
+
     /// The number that was noted for a file.
     pub(super) fn other_id(&self, real: Real) -> Option<NodeId> {
         self.others.lock().get(&real).copied()
@@ -224,8 +229,21 @@ impl Table {
                 let room = shard.len().saturating_mul(2);
                 shard.shrink_to(room);
             }
+            self.unassign(node);
             drop(shard);
             self.one_less();
+        }
+    }
+
+    /// Nobody asks for an assigned number any more.
+    fn unassign(&self, node: &Node) {
+        for real in [node.lower, node.upper()].into_iter().flatten() {
+            if node.id >= DYNAMIC && self.direct_id(real).is_none() {
+                let mut others = self.others.lock();
+                if others.get(&real) == Some(&node.id) {
+                    others.remove(&real);
+                }
+            }
         }
     }
 

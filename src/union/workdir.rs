@@ -14,8 +14,8 @@ use parking_lot::Mutex;
 
 use super::attr::SETGID;
 use super::{acl, complete};
-use crate::error::{IoContext, Result};
-use crate::layer::LayerFormat;
+use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::layer::{LayerFormat, marks};
 use crate::path::Name;
 use crate::sys::dir::Dir;
 use crate::sys::errno::Code;
@@ -95,7 +95,36 @@ impl Work {
             work.next.fetch_max(next, Ordering::Relaxed);
         }
         work.empty().at("empty", "the work directory")?;
+        work.takes_whiteouts()?;
         Ok(work)
+    }
+
+    /// Finds out by making one whether there can be whiteouts: not on the kernel's overlayfs, for those of the
+    /// overlay formats, nor on an AUFS union for those of AUFS. Without them nothing of a lower layer could
+    /// be removed.
+    fn takes_whiteouts(&self) -> Result<()> {
+        use io::ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
+        let probe = || -> io::Result<()> {
+            let name = self.new_name()?;
+            marks::make_whiteout(self.format, &self.temp, &name)?;
+            self.temp.unlink(&marks::separate_whiteout(self.format, &name).unwrap_or(name))
+        };
+        match probe() {
+            Err(e) if matches!(e.kind(), InvalidInput | PermissionDenied | Unsupported) => {
+                let message = format!(
+                    "the file system of the upper takes no whiteouts of the format {}, as unions do not: put the \
+                     upper and its work directory elsewhere, or take another format",
+                    self.format
+                );
+                Err(Error::new(ErrorKind::Unsupported, message).with_source(e))
+            }
+            // It may be full, which does not prevent all changes.
+            Err(e) => {
+                tracing::debug!(error = %e, "cannot find out whether there can be whiteouts");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
     /// Removes everything that is not to be remembered. What a note there says was not done is undone first.

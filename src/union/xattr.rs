@@ -134,6 +134,11 @@ impl Union {
             (OnPresence::Replace, Some(false)) => return Err(Code::NoData.into()),
             _ => {}
         }
+        let _capable = (key == CAPABILITY).then(|| {
+            let mut capable = node.capable.lock();
+            *capable = true;
+            capable
+        });
         let _data_stay = self.copy_up_attributes(node)?;
         let keep_setgid = key != acl::ACCESS
             || caller.is_privileged()
@@ -173,6 +178,7 @@ impl Union {
             // Lists of access rights can be removed where there are none.
             return if acl::is_key(key) { Ok(()) } else { Err(Code::NoData.into()) };
         }
+        let _capable = (key == CAPABILITY).then(|| node.capable.lock());
         let _data_stay = self.copy_up_attributes(node)?;
         self.at(node, |place, format, _| {
             xattr::remove_existing(place.xattrs(), &user_key(format, key)?)

@@ -18,6 +18,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("setgid_directories_give_their_group", setgid_directories),
     ("modes_of_devices_and_pipes", special_modes),
     ("negative_times_are_set", set_early_times),
+    ("capabilities_outlast_what_was_written_before_them", late_writes),
 ];
 
 fn umask() {
@@ -228,6 +229,29 @@ fn set_early_times() {
             assert_eq!(calls::mtime(&union.join(name)), time, "{name}");
             assert_eq!(calls::mtime(&stage.upper(name)), time, "{name} in the upper");
         }
+    }
+    stage.survives(union);
+}
+
+/// The kernel may hand over what was written after the capabilities that were given later.
+fn late_writes() {
+    const KEY: &str = "security.capability";
+    let stage = Stage::new(1);
+    write(&stage.lower("below"), "below");
+    let union = stage.mount();
+    for name in ["new", "below"] {
+        let path = union.join(name);
+        let mut file = File::options().append(true).create(true).open(&path).unwrap();
+        file.write_all(&[b'x'; 10_000]).unwrap();
+        calls::set_xattr(&path, KEY, &calls::capability()).unwrap();
+        file.sync_all().unwrap();
+        assert_eq!(calls::get_xattr(&path, KEY).unwrap(), calls::capability(), "{name}");
+        // What is written now takes them away.
+        file.write_all(b"more").unwrap();
+        assert!(!calls::has_xattr(&path, KEY), "{name}");
+        file.sync_all().unwrap();
+        assert!(!calls::has_xattr(&path, KEY), "{name}");
+        calls::set_xattr(&path, KEY, &calls::capability()).unwrap();
     }
     stage.survives(union);
 }

@@ -175,7 +175,8 @@ impl UnionMount {
         let server = Command::new(&program)
             .args(["-f", "-o", &options])
             .arg(at)
-            .stdin(Stdio::null())
+            // There may be no /dev/null.
+            .stdin(Stdio::piped())
             .stdout(says.try_clone().unwrap())
             .stderr(says)
             .spawn()
@@ -192,6 +193,7 @@ impl UnionMount {
                     at.display(),
                     mount.log()
                 );
+                mount.kill();
                 return Err(problem);
             }
             std::thread::sleep(Duration::from_millis(1));
@@ -228,6 +230,14 @@ impl UnionMount {
                     // A server that has only just mounted has a look at its mount.
                     Err(rustix::io::Errno::BUSY) if start.elapsed() < SETTLED => {
                         std::thread::sleep(Duration::from_millis(1));
+                    }
+                    // The kernel lets root alone, and fusermount3 who mounted by it.
+                    Err(rustix::io::Errno::PERM) if self.server.is_some() => {
+                        let mut command = Command::new("fusermount3");
+                        match command.arg("-u").arg(&self.at).status() {
+                            Ok(status) if status.success() => break Ok(()),
+                            _ => break Err(rustix::io::Errno::PERM),
+                        }
                     }
                     unmounted => break unmounted,
                 }

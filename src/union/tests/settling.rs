@@ -68,6 +68,24 @@ fn a_settled_upper_stands_on_its_own() {
 }
 
 #[test]
+fn a_name_in_a_renamed_directory_stays_one_file_with_those_elsewhere() {
+    let f = Fixture::new(LayerFormat::OverlayUser);
+    f.file("bottom/d/x");
+    fs::create_dir(f.path("bottom/e")).unwrap();
+    fs::hard_link(f.path("bottom/d/x"), f.path("bottom/e/y")).unwrap();
+    let u = f.open();
+    u.mv("d", "f", RenameMode::Replace).unwrap();
+    u.close().unwrap();
+    settle(f.spec(), &mut crate::ignore_progress).unwrap();
+    let stat = |name: &str| {
+        let meta = fs::metadata(f.path("upper").join(name)).unwrap();
+        (meta.ino(), meta.nlink())
+    };
+    assert_eq!(stat("f/x"), stat("e/y"));
+    assert_eq!(stat("f/x").1, 2);
+}
+
+#[test]
 fn the_callers_umask_stays() {
     use std::os::unix::fs::OpenOptionsExt;
     let f = Fixture::new(LayerFormat::OverlayUser);
