@@ -69,14 +69,12 @@ impl Kept {
             Some(value) => Some(override_stat::decode(&value).ok_or_else(malformed)?),
         };
         let kept = Kept { own, told };
-        let fits = match (own.file_type, kept.stat()) {
-            (FileType::Directory, stat) => stat.is_dir(),
-            (_, stat) => {
-                let is_mark = stat.file_type == FileType::CharDevice && stat.rdev == (0, 0);
-                !stat.is_dir() && !(is_mark && told.is_some())
-            }
-        };
-        if fits { Ok(kept) } else { Err(malformed()) }
+        let stat = kept.stat();
+        let is_mark = stat.file_type == FileType::CharDevice && stat.rdev == (0, 0);
+        match stat.is_dir() == own.is_dir() && !(is_mark && told.is_some()) {
+            true => Ok(kept),
+            false => Err(malformed()),
+        }
     }
 
     fn stat(&self) -> Stat {
