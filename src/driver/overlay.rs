@@ -47,6 +47,8 @@ pub struct OverlayDriver {
 }
 
 impl OverlayDriver {
+    pub(crate) const NAME: &str = "overlay";
+
     /// An engine that has yet to find out what the kernel can do.
     pub fn new() -> Self {
         OverlayDriver::default()
@@ -149,7 +151,7 @@ impl sealed::Sealed for OverlayDriver {}
 
 impl Driver for OverlayDriver {
     fn name(&self) -> &'static str {
-        "overlay"
+        OverlayDriver::NAME
     }
 
     fn probe(&self, target: &ProbeTarget) -> Result<Probe> {
@@ -165,14 +167,14 @@ impl Driver for OverlayDriver {
     }
 
     fn may_show(&self, request: &MountRequest, shown: Shown) -> Result<()> {
+        if shown == Shown::InPlace {
+            return Err(only_by_mounting(self.name()));
+        }
         owners_can_be_shown(request.owners)?;
-        match shown {
-            Shown::InPlace => Err(only_by_mounting(self.name())),
-            Shown::Mounted => match userns::may_administer() {
-                Ok(false) => Err(Error::new(ErrorKind::PermissionDenied, refusal::RIGHTS)),
-                // Where it cannot be told the mount will tell.
-                _ => Ok(()),
-            },
+        match userns::may_administer() {
+            Ok(false) => Err(Error::new(ErrorKind::PermissionDenied, refusal::RIGHTS)),
+            // Where it cannot be told the mount will tell.
+            _ => Ok(()),
         }
     }
 

@@ -124,11 +124,12 @@ impl StoreOptions {
         StoreOptions::default()
     }
 
-    fn drivers(&self) -> Vec<Box<dyn Driver>> {
+    fn drivers(&self, owners: Owners) -> Vec<Box<dyn Driver>> {
         #[cfg(feature = "fuse")]
-        return self.driver.drivers_served_by(&self.fuse_server);
+        let drivers = self.driver.drivers_served_by(&self.fuse_server);
         #[cfg(not(feature = "fuse"))]
-        self.driver.drivers()
+        let drivers = self.driver.drivers();
+        self.driver.fitting(drivers, owners)
     }
 }
 
@@ -140,7 +141,7 @@ impl StoreOptions {
 #[non_exhaustive]
 pub enum DriverChoice {
     /// The best that works: the kernel's overlayfs; where that may not be mounted, or cannot serve the
-    /// store, the union of this crate over FUSE; and for a store or kernel that neither can serve
+    /// store, as one that keeps owners in xattrs, the union of this crate over FUSE; and for a store or kernel that neither can serve
     /// whatever rights this process had, copies, with a warning in the log. A snapshot that stands as
     /// a copy already is used as one.
     ///
@@ -169,6 +170,18 @@ impl DriverChoice {
             DriverChoice::Overlay => vec![Box::new(OverlayDriver::new())],
             DriverChoice::Copy => vec![Box::new(CopyDriver::new())],
         }
+    }
+
+    /// The same for a store that keeps owners so: [`DriverChoice::Auto`] is none that cannot show them.
+    pub fn drivers_for(self, owners: Owners) -> Vec<Box<dyn Driver>> {
+        self.fitting(self.drivers(), owners)
+    }
+
+    fn fitting(self, mut drivers: Vec<Box<dyn Driver>>, owners: Owners) -> Vec<Box<dyn Driver>> {
+        if self == DriverChoice::Auto && owners == Owners::InXattrs {
+            drivers.retain(|driver| driver.name() != OverlayDriver::NAME);
+        }
+        drivers
     }
 
     #[cfg(feature = "fuse")]
@@ -230,7 +243,7 @@ impl Store {
             opened => opened?,
         };
         layout.fill_reserve()?;
-        let drivers = options.drivers();
+        let drivers = options.drivers(layout.owners);
         let run_dir = options.run_dir.unwrap_or_else(|| layout.path.join("run"));
         drop(lock);
         let waits = Waits { durability: options.durability, hook: options.on_durable_point };

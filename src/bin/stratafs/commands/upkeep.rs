@@ -42,7 +42,10 @@ pub(super) fn info(context: &Context) -> Result {
     };
     let drivers = match &store {
         Some(store) => store.drivers().map(probe).collect(),
-        None => context.driver.choice().drivers().iter().map(|driver| probe(&**driver)).collect(),
+        None => {
+            let drivers = context.driver.choice().drivers_for(target.owners);
+            drivers.iter().map(|driver| probe(&**driver)).collect()
+        }
     };
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     context.print(&About {
