@@ -67,7 +67,7 @@ fn main() {
         suite::trial("json_is_the_last_line", run.clone(), json_report),
     ];
     for driver in ["overlay", "fuse"] {
-        let hindrance = run.clone().or_else(|| Fixture::new().cannot_mount(driver));
+        let hindrance = run.clone().or_else(|| Fixture::cannot_mount(driver));
         trials.push(suite::trial(
             format!("{driver}_output_exit_code_and_diff_are_the_commands"),
             hindrance.clone(),
@@ -242,7 +242,7 @@ fn info() {
 // --- containers --------------------------------------------------------------------------------
 
 fn output_and_diff(driver: &str) {
-    let fixture = Fixture::with_image();
+    let fixture = Fixture::of(driver).and_image();
     let script = "echo out; echo err >&2; echo new > /etc/new; rm /etc/motd; mkdir /d; cat /etc/kept; exit 7";
     let run =
         fixture.run(&["--driver", driver, "run", "--diff", "image", "--", "sh", "-c", script]);
@@ -279,7 +279,7 @@ fn output_and_diff(driver: &str) {
 }
 
 fn descriptors(driver: &str) {
-    let fixture = Fixture::with_image();
+    let fixture = Fixture::of(driver).and_image();
     let script = format!(
         "exec 9</etc/passwd; exec {PROGRAM} --root store --driver {driver} run image -- ls /proc/self/fd"
     );
@@ -292,7 +292,7 @@ fn descriptors(driver: &str) {
 }
 
 fn commit(driver: &str) {
-    let fixture = Fixture::with_image();
+    let fixture = Fixture::of(driver).and_image();
     let with =
         |arguments: &[&str]| fixture.run(&[&["--driver", driver, "run"], arguments].concat());
     let run = with(&["--commit", "kept", "image", "sh", "-c", "echo 1 > /one; exit 3"]);
@@ -573,7 +573,9 @@ fn configuration() {
     fixture.layout("layout", &tree, &config);
     // By path it is imported, by the name that it has.
     let expected = "image b=c /bin /home/me /work 1000:1001 [c m d]\n";
-    assert_eq!(fixture.ok(&["run", "layout"]), expected);
+    let first = fixture.run(&["run", "layout"]);
+    assert_eq!(String::from_utf8_lossy(&first.stdout), expected, "{first:?}");
+    assert_eq!(String::from_utf8_lossy(&first.stderr), "imported \"layout\" as \"configured\"\n");
     assert_eq!(fixture.ok(&["run", "configured"]), expected);
     let with = |arguments: &[&str]| fixture.ok(&[&["run"], arguments].concat());
     let given = with(&["--env", "A=x=y", "-e", "HOME=/h", "configured", "--", "z"]);

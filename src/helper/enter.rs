@@ -74,11 +74,21 @@ fn enter(mut arguments: impl Iterator<Item = OsString>) -> Result<Never, (i32, S
 
 /// Why a program could not be run, with the exit code for that.
 pub(super) fn not_executed(program: &str, e: &io::Error) -> (i32, String) {
-    let code = match e.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => NO_SUCH_PROGRAM,
-        _ => NOT_EXECUTABLE,
-    };
-    (code, format!("cannot run {program:?}: {e}"))
+    match e.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+            (NO_SUCH_PROGRAM, format!("cannot run {program:?}: {e}"))
+        }
+        // execvp(3) says so, too, if it may not look into one of the directories.
+        io::ErrorKind::PermissionDenied if !program.contains('/') && !is_in_path(program) => {
+            (NO_SUCH_PROGRAM, format!("cannot run {program:?}: there is none in PATH"))
+        }
+        _ => (NOT_EXECUTABLE, format!("cannot run {program:?}: {e}")),
+    }
+}
+
+fn is_in_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(program).symlink_metadata().is_ok())
 }
 
 /// Maps one user and one group, which everybody may for himself: user_namespaces(7).

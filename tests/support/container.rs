@@ -103,17 +103,32 @@ fn header(mode: u32, kind: tar::EntryType, size: u64) -> tar::Header {
 }
 
 /// A directory with a store in it.
-pub struct Fixture(tempfile::TempDir);
+pub struct Fixture {
+    dir: tempfile::TempDir,
+    /// The store gives its files to the ids of the user's namespace.
+    has_own_files: bool,
+}
 
 impl Fixture {
     /// On a disk: overlays may not be possible on what is in memory.
     pub fn new() -> Fixture {
-        Fixture(tempfile::tempdir_in("/var/tmp").unwrap())
+        Fixture::of("any")
+    }
+
+    /// With a store that this driver shows, also of an ordinary user.
+    pub fn of(driver: &str) -> Fixture {
+        let is_root = rustix::process::geteuid().is_root();
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        Fixture { dir, has_own_files: driver == "overlay" && !is_root }
     }
 
     /// With the snapshot `image`, which has a shell.
     pub fn with_image() -> Fixture {
-        let fixture = Fixture::new();
+        Fixture::new().and_image()
+    }
+
+    pub fn and_image(self) -> Fixture {
+        let fixture = self;
         let mut tree = Tree::with_shell();
         tree.file("etc/group", b"root:x:0:\nme:x:1001:\nmore:x:7:me\n");
         fixture.layer("image", &tree);
@@ -121,7 +136,7 @@ impl Fixture {
     }
 
     pub fn dir(&self) -> &Path {
-        self.0.path()
+        self.dir.path()
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -131,7 +146,13 @@ impl Fixture {
     pub fn layer(&self, name: &str, tree: &Tree) {
         let file = self.path(&format!("{name}.tar"));
         fs::write(&file, tree.bytes()).unwrap();
-        self.ok(&["apply", name, file.to_str().unwrap()]);
+        let apply = ["apply", name, file.to_str().unwrap()];
+        if self.has_own_files {
+            let inside = [&["unshare", "--", PROGRAM, "--owners", "files"], &apply[..]].concat();
+            self.ok(&inside);
+        } else {
+            self.ok(&apply);
+        }
         fs::remove_file(file).unwrap();
     }
 
@@ -187,9 +208,10 @@ impl Fixture {
     }
 
     /// Why this driver cannot be used in the namespaces of `run`.
-    pub fn cannot_mount(&self, driver: &str) -> Option<String> {
-        self.layer("image", &Tree::bare());
-        let tried = self.run(&["--driver", driver, "run", "image", "/busybox", "true"]);
+    pub fn cannot_mount(driver: &str) -> Option<String> {
+        let fixture = Fixture::of(driver);
+        fixture.layer("image", &Tree::bare());
+        let tried = fixture.run(&["--driver", driver, "run", "image", "/busybox", "true"]);
         let said = String::from_utf8_lossy(&tried.stderr).into_owned();
         (!tried.status.success()).then(|| format!("needs the driver {driver}: {}", said.trim()))
     }
@@ -223,5 +245,15 @@ impl Fixture {
         self.ok(&["check"]);
         assert_eq!(self.ok(&["gc"]), "", "nothing to free");
         assert_eq!(self.mounts(), [""; 0]);
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        if self.has_own_files {
+            // Only there are they this user's to remove.
+            let store = self.path("store");
+            self.run(&["unshare", "--", "rm", "-rf", store.to_str().unwrap()]);
+        }
     }
 }

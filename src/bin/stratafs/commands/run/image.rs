@@ -1,6 +1,7 @@
 //! What a command is to run on, and what the image says of how.
 
 use std::ffi::{OsStr, OsString};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use stratafs::{ErrorKind, Image, ImageRecord, Info, Kind, Store};
@@ -42,6 +43,10 @@ pub(super) fn find(context: &Context, store: &Store, name: &OsStr) -> Result<(Ba
         )));
     }
     let image = images::import_under_its_own_name(context, store, path)?;
+    if !context.json {
+        // By that name it is there the next time. Should nobody read it, `ls` tells.
+        let _ = writeln!(io::stderr(), "imported {path:?} as {:?}", image.name);
+    }
     let configured = Configured::of(store, &image)?;
     Ok((Base::Committed(image.layers.last().cloned()), configured))
 }
