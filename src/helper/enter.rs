@@ -69,26 +69,29 @@ fn enter(mut arguments: impl Iterator<Item = OsString>) -> Result<Never, (i32, S
     namespace::close_others_on_exec().map_err(refused(Stage::Mount))?;
     let program = next()?;
     let e = Command::new(&program).args(arguments).exec();
-    Err(not_executed(&program.to_string_lossy(), &e))
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let exists =
+        || std::env::split_paths(&path).any(|dir| dir.join(&program).symlink_metadata().is_ok());
+    Err(not_executed(&program.to_string_lossy(), &e, exists))
 }
 
-/// Why a program could not be run, with the exit code for that.
-pub(super) fn not_executed(program: &str, e: &io::Error) -> (i32, String) {
+/// Why a program could not be run, with the exit code for that. `exists` tells of one that is named without a
+/// directory whether there is any.
+pub(super) fn not_executed(
+    program: &str,
+    e: &io::Error,
+    exists: impl FnOnce() -> bool,
+) -> (i32, String) {
     match e.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
             (NO_SUCH_PROGRAM, format!("cannot run {program:?}: {e}"))
         }
         // execvp(3) says so, too, if it may not look into one of the directories.
-        io::ErrorKind::PermissionDenied if !program.contains('/') && !is_in_path(program) => {
+        io::ErrorKind::PermissionDenied if !program.contains('/') && !exists() => {
             (NO_SUCH_PROGRAM, format!("cannot run {program:?}: there is none in PATH"))
         }
         _ => (NOT_EXECUTABLE, format!("cannot run {program:?}: {e}")),
     }
-}
-
-fn is_in_path(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|dir| dir.join(program).symlink_metadata().is_ok())
 }
 
 /// Maps one user and one group, which everybody may for himself: user_namespaces(7).

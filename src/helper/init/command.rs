@@ -42,13 +42,21 @@ pub(super) fn start(plan: &Plan) -> Result<u32, Refusal> {
     let &[step, a, b, c, d] = failed.as_slice() else { return Ok(pid) };
     namespace::wait_for(pid).map_err(no_process)?;
     let e = io::Error::from_raw_os_error(i32::from_le_bytes([a, b, c, d]));
-    Err(explain(Step::from_number(step), &e, plan, &user))
+    Err(explain(Step::from_number(step), &e, (plan, &user, &start)))
 }
 
-fn explain(step: Option<Step>, e: &io::Error, plan: &Plan, user: &User) -> Refusal {
+fn explain(
+    step: Option<Step>,
+    e: &io::Error,
+    (plan, user, start): (&Plan, &User, &Start),
+) -> Refusal {
     let program = || plan.arguments.first().map(Bytes::text).unwrap_or_default();
+    let exists = || {
+        let path = |program: &CString| Path::new(OsStr::from_bytes(program.as_bytes())).to_owned();
+        start.programs.iter().any(|program| path(program).symlink_metadata().is_ok())
+    };
     match step {
-        Some(Step::Program) => not_executed(&program().to_string_lossy(), e),
+        Some(Step::Program) => not_executed(&program().to_string_lossy(), e, exists),
         Some(Step::Directory) => (
             NOT_EXECUTABLE,
             format!("cannot enter in the container {:?}: {e}", plan.directory.text()),
