@@ -21,6 +21,7 @@
 //! [knows](crate::sys::owners). Whoever creates or opens a store holds a lock on the root directory for that moment.
 
 use std::io::{Read, Seek, Write};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::driver::own_work;
@@ -83,6 +84,16 @@ impl Layout {
         let root = Dir::open(&path).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => {
                 Error::new(ErrorKind::NotFound, "there is no store").with_path(&path)
+            }
+            std::io::ErrorKind::PermissionDenied => {
+                let user = user();
+                let why = match std::fs::metadata(&path) {
+                    Ok(found) => {
+                        format!("the store is user {}'s, and this is user {user}:", found.uid())
+                    }
+                    Err(_) => format!("a directory above the store is closed to user {user}:"),
+                };
+                Error::new(ErrorKind::PermissionDenied, why).with_path(&path).with_source(e)
             }
             _ => Error::io("open the store", &path, e),
         })?;
@@ -308,7 +319,7 @@ fn is_the_owners(root: &Dir, path: &Path) -> Result<()> {
             ErrorKind::FailedPrecondition,
             format!(
                 "the store keeps owners in xattrs of files that are all user {owner}'s, and this is user \
-                 {user}: run it as user {owner}"
+                 {user}: run as user {owner} what is to use"
             ),
         )
         .with_path(path)),
