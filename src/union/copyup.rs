@@ -62,6 +62,7 @@ use std::sync::atomic::Ordering;
 use super::Union;
 use super::UpperBranch;
 use super::backing::open_whole;
+use super::descriptors::OpenFile;
 use super::links::{self, Linked};
 use super::metacopy::Below;
 use super::node::{LinkList, LowerPlace, Node, Place, Real};
@@ -146,9 +147,9 @@ impl Union {
         umask::set_on_this_thread(0)?;
         let make = |path_below: Option<&RelPath>| {
             let temp = upper.work.new_name()?;
-            let made = self.make_copy(upper, &source, &temp, data, path_below).and_then(|real| {
+            let made = self.make_copy(upper, &source, &temp, data, path_below).and_then(|copy| {
                 let below = path_below.map(|_| Below::at(place.clone(), &source.stat, true));
-                self.publish_file(upper, node, &source, &temp, (real, below, &place))
+                self.publish_file(upper, node, &source, (&temp, copy), (below, &place))
             });
             if made.is_err() {
                 upper.work.discard(&temp);
@@ -223,7 +224,7 @@ impl Union {
         Ok(Source { dir, name: &place.name, format, stat: dir.stat_at(&place.name)? })
     }
 
-    /// Makes the copy of what is no directory.
+    /// Makes the copy of what is no directory. If that has its data, they are open.
     fn make_copy(
         &self,
         upper: &UpperBranch,
@@ -231,7 +232,7 @@ impl Union {
         temp: &Name,
         data: Data,
         path_below: Option<&RelPath>,
-    ) -> io::Result<Real> {
+    ) -> io::Result<(Real, Option<File>)> {
         let dir = upper.work.temp();
         let stat = &source.stat;
         let special = |node: Special| dir.make_node(temp, node, 0o600);
@@ -265,7 +266,8 @@ impl Union {
         {
             file.sync_all()?;
         }
-        Ok(Real::from(&dir.stat_at(temp)?))
+        let real = Real::from(&dir.stat_at(temp)?);
+        Ok((real, file.filter(|_| path_below.is_none())))
     }
 
     /// Copies the data of a file, or some, to one that has none.
@@ -344,8 +346,8 @@ impl Union {
         upper: &UpperBranch,
         node: &Arc<Node>,
         source: &Source<'_>,
-        temp: &Name,
-        (real, below, place): (Real, Option<Arc<Below>>, &LowerPlace),
+        (temp, (real, mut file)): (&Name, (Real, Option<File>)),
+        (below, place): (Option<Arc<Below>>, &LowerPlace),
     ) -> io::Result<()> {
         let linked = source.stat.nlink > 1;
         // From the note on; perhaps it is held already.
@@ -379,6 +381,12 @@ impl Union {
             node.set_upper(real);
             // A descriptor of the original must not be used any more.
             self.table.descriptors.drop_file(node.generation);
+            if let Some(file) = file.take().filter(|_| node.kind == FileType::Regular) {
+                // Whoever has it copied is about to write.
+                let open = Arc::new(OpenFile { file, writable: true });
+                node.cached.store(true, Ordering::Relaxed);
+                self.table.descriptors.keep_file(node.generation, &open);
+            }
         });
         if published.is_ok()
             && let Some(linked) = self.links.of(real)

@@ -161,6 +161,14 @@ impl Union {
     /// A regular file of the upper, copied up first if need be, open for reading and writing.
     fn writable_data(&self, node: &Arc<Node>) -> io::Result<Arc<OpenFile>> {
         self.regular(node)?;
+        let is_below = {
+            let state = node.state.lock();
+            !state.is_upper() || state.below.is_some()
+        };
+        if is_below {
+            self.writable()?;
+            self.copy_up(node, Data::All)?;
+        }
         loop {
             let open = self.data(node)?;
             if open.writable {
