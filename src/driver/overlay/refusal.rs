@@ -274,7 +274,7 @@ pub(super) fn of_option(option: &str, error: io::Error, told: Vec<String>, targe
 }
 
 /// A layer could not be opened.
-pub(super) fn of_open(dir: &Path, error: io::Error) -> Error {
+pub(in crate::driver) fn of_open(dir: &Path, error: io::Error) -> Error {
     match Refusal::of(&error) {
         Refusal::NoDescriptors => refused(
             ErrorKind::LimitExceeded,

@@ -119,14 +119,18 @@ mod tests {
     use std::ffi::OsString;
     use std::os::unix::ffi::OsStringExt as _;
 
-    use stratafs::Restrictions;
+    use stratafs::{Restrictions, ShownIds};
 
     use super::*;
 
     #[test]
     fn bytes_are_kept_in_text_and_beside_approximate_json() {
         let source = OsString::from_vec(b"/s\xff".to_vec());
-        let mount = Mount::Bind { source: source.into(), restrictions: Restrictions::default() };
+        let mount = Mount::Bind {
+            source: source.into(),
+            ids: ShownIds::default(),
+            restrictions: Restrictions::default(),
+        };
         let mounts = Mounts(vec![Described::from(&mount)]);
         let mut text = Vec::new();
         mounts.text(&mut text).unwrap();
