@@ -48,10 +48,8 @@ impl FromStr for IdRange {
 
     fn from_str(text: &str) -> Result<IdRange> {
         let wrong = || invalid(format!("a range of ids is HOST:SHOWN:COUNT, not {text:?}"));
-        let numbers: Vec<u32> = text
-            .split(':')
-            .map(|word| word.parse().map_err(|_| wrong()))
-            .collect::<Result<_>>()?;
+        let numbers: Vec<u32> =
+            text.split(':').map(|word| word.parse().map_err(|_| wrong())).collect::<Result<_>>()?;
         let [host, shown, len] = *numbers.as_slice() else { return Err(wrong()) };
         let range = IdRange { host, shown, len };
         check(&[range], "")?;
@@ -104,7 +102,9 @@ fn check(ranges: &[IdRange], of: &str) -> Result<()> {
         }
         // The last number is no id: chown(2) takes it for "as it is".
         if range.host.max(range.shown).checked_add(range.len).is_none() {
-            return Err(invalid(format!("the range {range} of {of}ids goes beyond the largest id")));
+            return Err(invalid(format!(
+                "the range {range} of {of}ids goes beyond the largest id"
+            )));
         }
         let meet = |a: u32, other: u32, len: u32| {
             u64::from(a) < u64::from(other) + u64::from(len)

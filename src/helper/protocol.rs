@@ -277,8 +277,9 @@ impl Reader<'_> {
     }
 
     fn ids(&mut self) -> Option<IdMap> {
-        let ranges = self
-            .list(|from| Some(IdRange { host: from.u32()?, shown: from.u32()?, len: from.u32()? }))?;
+        let ranges = self.list(|from| {
+            Some(IdRange { host: from.u32()?, shown: from.u32()?, len: from.u32()? })
+        })?;
         let squash = if self.flag()? { Some(self.u32()?) } else { None };
         Some(IdMap::new(ranges, squash))
     }

@@ -200,7 +200,8 @@ fn detached(rung: Rung, plan: &Plan<'_>, target: &Target, place: Place) -> Resul
         return by_context(rung, plan, &target, on);
     }
     let root = by_mount_call(plan, &target, on)?;
-    let root = sys::clone_tree(&root).at("take out of its namespace the mount for", target.path())?;
+    let root =
+        sys::clone_tree(&root).at("take out of its namespace the mount for", target.path())?;
     Ok(Attempt::Mounted(root))
 }
 
@@ -215,7 +216,9 @@ impl Plan<'_> {
     ) -> impl Iterator<Item = Result<(&'static str, &'s Path, Layer)>> {
         let attach = move |mount: &OwnedFd, dir: &Path| match on {
             None => Ok(()),
-            Some(on) => sys::attach(mount, on).at("mount, in a namespace of its own, the layer", dir),
+            Some(on) => {
+                sys::attach(mount, on).at("mount, in a namespace of its own, the layer", dir)
+            }
         };
         let lowers = self.lower.iter().map(move |dir| {
             let fd = open(dir, target)?;
@@ -365,11 +368,7 @@ fn attach(root: OwnedFd, plan: &Plan<'_>, target: &Target) -> Result<Attempt> {
     }
 }
 
-fn by_mount_call(
-    plan: &Plan<'_>,
-    target: &Target,
-    on: Option<BorrowedFd<'_>>,
-) -> Result<OwnedFd> {
+fn by_mount_call(plan: &Plan<'_>, target: &Target, on: Option<BorrowedFd<'_>>) -> Result<OwnedFd> {
     let mut text = String::new();
     let mut held = Vec::with_capacity(plan.lower.len() + 2);
     for layer in plan.layers(target, on) {

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use serde::Serialize;
-use stratafs::{Mount, MountOptions, Shown};
+use stratafs::{Mount, MountOptions, Shown, ShownIds};
 
 use super::{Context, Missing, Result};
 use crate::args;
@@ -20,7 +20,11 @@ pub(super) fn mounts(context: &Context, args: &args::Key) -> Result {
 
 pub(super) fn mount(context: &Context, args: &args::Mount) -> Result {
     let store = context.open(Missing::Refuse)?;
-    let options = MountOptions::default();
+    let mut options = MountOptions::default();
+    options.ids = match args.gidmap.is_empty() {
+        true => ShownIds::same(args.uidmap.clone()),
+        false => ShownIds { uids: args.uidmap.clone(), gids: args.gidmap.clone() },
+    };
     let shown = if args.dir.is_some() { Shown::Mounted } else { Shown::InPlace };
     let mut reporter = context.reporter();
     store.make_ready(&args.key, shown, &mut |progress| reporter.step(progress))?;
@@ -119,7 +123,7 @@ mod tests {
     use std::ffi::OsString;
     use std::os::unix::ffi::OsStringExt as _;
 
-    use stratafs::{Restrictions, ShownIds};
+    use stratafs::Restrictions;
 
     use super::*;
 
