@@ -59,7 +59,9 @@ impl Asked {
         while let Some(argument) = arguments.next() {
             match argument.as_str() {
                 "--userns" => asked.userns = true,
-                "--store" => asked.store = arguments.next().map(PathBuf::from),
+                "--store" => {
+                    asked.store = Some(arguments.next().ok_or("--store takes a directory")?.into());
+                }
                 option if option.starts_with('-') => {
                     return Err(format!("there is no option {option}").into());
                 }

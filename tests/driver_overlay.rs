@@ -13,8 +13,8 @@ use std::process::Command;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use stratafs::{
-    Driver, Error, ErrorKind, LayerFormat, MAX_LAYERS, Mount, MountRequest, MountState,
-    OverlayDriver, ProbeTarget, Rung, UpperDir, Visibility, unmount_at,
+    Driver, Error, ErrorKind, IdRange, LayerFormat, MAX_LAYERS, Mount, MountRequest, MountState,
+    OverlayDriver, ProbeTarget, Rung, ShownIds, UpperDir, Visibility, unmount_at,
 };
 use tempfile::TempDir;
 
@@ -52,6 +52,7 @@ fn main() {
         trial("a_covered_mount_is_not_unmounted", covered),
         trial("the_probe_says_what_works", probe_works),
         trial("hidden_calls_lead_down_the_ladder", hidden_calls),
+        trial("without_the_calls_that_map_ids_it_is_said", no_mapped_ids),
     ];
     for rung in Rung::ALL {
         for layers in [1, 2, 128, MAX_LAYERS] {
@@ -760,6 +761,61 @@ fn hidden_calls() {
     })
     .join()
     .unwrap();
+}
+
+fn no_mapped_ids() {
+    let hidden =
+        |calls: &'static [libc::c_long], errno, test: fn(&OverlayDriver, [&MountRequest; 2])| {
+            let test = move || {
+                let stage = Stage::new();
+                hide(calls, errno);
+                let mut union = stage.request([stage.layer("a", "a"), stage.layer("b", "b")]);
+                union.upper = Some(stage.upper("own"));
+                union.options.ids =
+                    ShownIds::same(vec![IdRange { host: 0, shown: 100_000, len: 65_536 }]);
+                let mut bind = union.clone();
+                bind.lower.clear();
+                test(&OverlayDriver::new(), [&union, &bind]);
+            };
+            std::thread::scope(|scope| scope.spawn(test).join().unwrap());
+        };
+    fn refused(driver: &OverlayDriver, request: &MountRequest) -> Error {
+        let target = request.empty.with_file_name("target");
+        let e = driver.activate(request, &target).unwrap_err();
+        assert!(!is_mounted(&target));
+        e
+    }
+    for calls in [&[libc::SYS_mount_setattr][..], &[libc::SYS_open_tree]] {
+        hidden(calls, libc::ENOSYS, |driver, requests| {
+            for request in requests {
+                let e = refused(driver, request);
+                assert_error(&e, ErrorKind::Unsupported, &["Linux 5.12", "the driver fuse"]);
+            }
+        });
+        hidden(calls, libc::EPERM, |driver, requests| {
+            for request in requests {
+                let e = refused(driver, request);
+                assert_error(&e, ErrorKind::PermissionDenied, &["CAP_SYS_ADMIN"]);
+            }
+        });
+    }
+    // What only leads down the ladder.
+    hidden(&[libc::SYS_fsopen], libc::ENOSYS, |driver, requests| {
+        for request in requests {
+            let target = request.empty.with_file_name("target");
+            let mut guard = driver.activate(request, &target).unwrap();
+            assert_eq!(target.metadata().unwrap().uid(), 100_000);
+            guard.unmount().unwrap();
+        }
+    });
+    hidden(&[libc::SYS_move_mount], libc::ENOSYS, |driver, requests| {
+        for request in requests {
+            assert_error(&refused(driver, request), ErrorKind::Unsupported, &["not implemented"]);
+        }
+    });
+    hidden(&[libc::SYS_clone], libc::EPERM, |driver, [_, request]| {
+        assert_error(&refused(driver, request), ErrorKind::PermissionDenied, &["user namespace"]);
+    });
 }
 
 fn probe_works() {

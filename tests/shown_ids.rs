@@ -490,6 +490,7 @@ fn upper_anywhere() {
 }
 
 fn process_stays() {
+    let stage = Stage::new();
     let look = || {
         let status = fs::read_to_string("/proc/thread-self/status").unwrap();
         let kept = ["Uid", "Gid", "Cap", "SigBlk", "FDSize"];
@@ -500,11 +501,11 @@ fn process_stays() {
         let open = fs::read_dir("/proc/self/fd").unwrap().count();
         let children = fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
         let dumpable = rustix::process::dumpable_behavior().unwrap();
-        let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap().lines().count();
+        let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        let mounts = mounts.matches(stage.0.path().to_str().unwrap()).count();
         let lines: Vec<&str> = lines.collect();
         format!("{lines:?} {namespaces:?} {open} {children:?} {dumpable:?} {mounts}")
     };
-    let stage = Stage::new();
     let (request, target) = (stage.request(), stage.path("target"));
     let before = look();
     for driver in [OverlayDriver::new(), OverlayDriver::new().with_layers_in_own_namespace()] {
