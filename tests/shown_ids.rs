@@ -298,7 +298,8 @@ fn store(choice: DriverChoice) {
             false => tar::EntryType::Regular,
         });
         header.set_mode(if is_dir { 0o755 } else { 0o644 });
-        (header.set_uid(id), header.set_gid(id));
+        header.set_uid(id);
+        header.set_gid(id);
         header.set_size(0);
         archive.append_data(&mut header, path, std::io::empty()).unwrap();
     }

@@ -62,7 +62,7 @@ pub(super) struct Plan<'a> {
 
 /// Where mounts of layers with mapped ids are while the kernel takes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+enum Place {
     /// Nowhere: Linux 6.15.
     Detached,
     /// In a mount namespace that has no other use, one on another.
