@@ -98,7 +98,7 @@ fn check(ranges: &[IdRange], of: &str) -> Result<()> {
     }
     for (i, range) in ranges.iter().enumerate() {
         if range.len == 0 {
-            return Err(invalid(format!("the range {range} of {of}ids has none")));
+            return Err(invalid(format!("the range {range} of {of}ids is empty")));
         }
         // The last number is no id: chown(2) takes it for "as it is".
         if range.host.max(range.shown).checked_add(range.len).is_none() {
@@ -196,7 +196,7 @@ mod tests {
     fn ranges_that_are_no_mapping_are_refused() {
         let range = |host, shown, len| IdRange { host, shown, len };
         for (ranges, naming) in [
-            (vec![range(0, 1, 0)], "has none"),
+            (vec![range(0, 1, 0)], "is empty"),
             (vec![range(1, 0, u32::MAX)], "beyond the largest"),
             (vec![range(0, u32::MAX, 1)], "beyond the largest"),
             (vec![range(0, 0, 10), range(9, 100, 1)], "0:0:10 and 9:100:1"),

@@ -1173,11 +1173,17 @@ fn mounts_show_other_ids() {
         fixture.ok(&["umount", "mnt"]);
         assert_eq!((etc.uid(), etc.gid()), (1000, gid));
     }
-    fixture.run(&["mount", "a", "mnt", "--uidmap", "0:1:0"]).fails(2, &["has none"]);
-    fixture.run(&["mount", "a", "mnt", "--uidmap", "0:1"]).fails(2, &["HOST:SHOWN:COUNT"]);
+    for (wrong, naming) in [
+        (&["mnt", "--uidmap", "0:1:0"][..], "is empty"),
+        (&["mnt", "--gidmap", "0:1"], "HOST:SHOWN:COUNT"),
+        (&["--uidmap", "0:1:5"], "DIR"),
+    ] {
+        let refused = fixture.run(&[&["mount", "a"][..], wrong].concat());
+        assert_eq!(refused.code, Some(2));
+        assert!(refused.err.contains(naming), "{}", refused.err);
+    }
     let twice = ["mount", "a", "mnt", "--uidmap", "0:1:5", "--uidmap", "4:9:1"];
     fixture.run(&twice).fails(2, &["0:1:5 and 4:9:1"]);
-    fixture.run(&["mount", "a", "--uidmap", "0:1:5"]).fails(2, &["DIR"]);
     fixture.is_clean();
 }
 

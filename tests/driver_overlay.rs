@@ -28,6 +28,7 @@ fn main() {
         let trials = vec![
             trial("user_xattr_layers_mount_on_every_rung", user_xattr_layers),
             trial("trusted_layers_are_refused", trusted_layers_are_refused),
+            trial("ids_are_mapped_on_file_systems_of_the_namespace", ids_in_a_namespace),
         ];
         libtest_mimic::run(&Arguments::from_iter(args), trials).exit();
     }
@@ -897,7 +898,7 @@ fn in_a_user_namespace() {
         .unwrap();
     let text = String::from_utf8_lossy(&out.stdout);
     assert!(out.status.success(), "{text}");
-    assert!(text.contains("2 passed"), "{text}");
+    assert!(text.contains("3 passed"), "{text}");
 }
 
 fn user_xattr_layers() {
@@ -926,4 +927,34 @@ fn trusted_layers_are_refused() {
     let request = stage.request([stage.layer("a", "a"), stage.layer("b", "b")]);
     let e = OverlayDriver::new().activate(&request, &stage.target()).unwrap_err();
     assert_error(&e, ErrorKind::PermissionDenied, &["overlay-user"]);
+}
+
+fn ids_in_a_namespace() {
+    let stage = Stage::new();
+    let try_in = |dir: &str| {
+        let mut request =
+            stage.request(["a", "b"].map(|name| stage.layer(format!("{dir}/{name}"), name)));
+        request.format = LayerFormat::OverlayUser;
+        request.upper = Some(stage.upper(&format!("{dir}/own")));
+        // The one id that there is.
+        request.options.ids.uids = vec![IdRange { host: 0, shown: 0, len: 1 }];
+        let mut guard = OverlayDriver::new().activate(&request, &stage.target())?;
+        fs::write(guard.target().join("a"), "changed").unwrap();
+        fs::remove_file(guard.target().join("b")).unwrap();
+        guard.unmount()
+    };
+    let e = try_in("outside").unwrap_err();
+    assert_error(&e, ErrorKind::PermissionDenied, &["file system", "the driver fuse"]);
+    let inside = stage.dir("inside");
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("none", &inside, "tmpfs", flags, None).unwrap();
+    let tried = try_in("inside");
+    rustix::mount::unmount(&inside, rustix::mount::UnmountFlags::DETACH).unwrap();
+    tried.unwrap();
+    // An id that the namespace has not.
+    let mut request = stage.request([stage.layer("a", "a"), stage.layer("b", "b")]);
+    request.format = LayerFormat::OverlayUser;
+    request.options.ids.uids = vec![IdRange { host: 0, shown: 1, len: 1 }];
+    let e = OverlayDriver::new().activate(&request, &stage.target()).unwrap_err();
+    assert_error(&e, ErrorKind::PermissionDenied, &["all the ids"]);
 }
