@@ -107,9 +107,10 @@ fn run(asked: &Asked) -> Result<()> {
     let specification = specification(&config, &command, asked.userns)?;
     fs::write(bundle.join("config.json"), serde_json::to_vec_pretty(&specification)?)?;
     println!("runc run {id}: {command:?}\n");
-    let container = Container(&id);
-    let ended = Command::new("runc").arg("run").arg("--bundle").arg(&bundle).arg(&id).status()?;
-    drop(container);
+    let ended = Command::new("runc").arg("run").arg("--bundle").arg(&bundle).arg(&id).status();
+    // Should runc have been killed, the container runs on. One that has ended is not known any more.
+    runc(&["delete", "--force", &id])?;
+    let ended = ended?;
     // Dropping the guard unmounts, too; this way an error is seen.
     guard.unmount()?;
 
@@ -136,17 +137,6 @@ impl Drop for Snapshot<'_> {
         match self.store.remove(&self.key) {
             Err(e) if e.kind() != ErrorKind::NotFound => eprintln!("oci-bundle: {e}"),
             _ => {}
-        }
-    }
-}
-
-/// A name that runc knows; when it is dropped, no process of it runs, and runc has forgotten it.
-struct Container<'a>(&'a str);
-
-impl Drop for Container<'_> {
-    fn drop(&mut self) {
-        if let Err(e) = runc(&["delete", "--force", self.0]) {
-            eprintln!("oci-bundle: {e}");
         }
     }
 }

@@ -956,5 +956,5 @@ fn ids_in_a_namespace() {
     request.format = LayerFormat::OverlayUser;
     request.options.ids.uids = vec![IdRange { host: 0, shown: 1, len: 1 }];
     let e = OverlayDriver::new().activate(&request, &stage.target()).unwrap_err();
-    assert_error(&e, ErrorKind::PermissionDenied, &["all the ids"]);
+    assert_error(&e, ErrorKind::PermissionDenied, &["all these ids"]);
 }

@@ -1,4 +1,4 @@
-//! Layers that show other ids than their files have: id-mapped mounts of them, which are attached nowhere,
+//! Layers that show other ids than their files have: id-mapped mounts of them, which nobody sees,
 //! for a union or to be mounted themselves.
 //!
 //! Lower layers, the upper and its work directory are mapped alike, so that what is copied up keeps its
@@ -41,16 +41,21 @@ impl<'a> Mapped<'a> {
         ids.check()?;
         let namespace = idmapped::user_namespace(&map(&ids.uids), &map(&ids.gids));
         let namespace = namespace.map_err(|e| {
-            let kind = match Refusal::of(&e) {
-                Refusal::NotPermitted | Refusal::NoSpace => ErrorKind::PermissionDenied,
-                _ => ErrorKind::Unsupported,
+            let (kind, remedy) = match Refusal::of(&e) {
+                Refusal::NotPermitted => (
+                    ErrorKind::PermissionDenied,
+                    "CAP_SETUID, CAP_SETGID and CAP_SETFCAP are needed, and all these ids in the user \
+                     namespace of this process",
+                ),
+                Refusal::NoSpace => (
+                    ErrorKind::PermissionDenied,
+                    "there may be no more of them: raise user.max_user_namespaces",
+                ),
+                _ => (ErrorKind::Unsupported, "the kernel may have none"),
             };
-            Error::new(
-                kind,
-                "cannot make a user namespace that shows other ids than files have, for which \
-                 CAP_SETUID and CAP_SETGID are needed, and all the ids in the namespace of this process",
-            )
-            .with_source(e)
+            let text =
+                format!("cannot make a user namespace that shows other ids than files have: {remedy}");
+            Error::new(kind, text).with_source(e)
         })?;
         Ok(Some(Mapped { ids, namespace }))
     }
@@ -184,7 +189,7 @@ fn refused(dir: impl AsFd, path: &Path, e: std::io::Error) -> Error {
                  ext4, xfs or btrfs, or use the driver fuse"
             ),
         ),
-        _ => (Error::io("", path, std::io::Error::from(e.kind())).kind(), "the kernel failed".to_owned()),
+        _ => return Error::io("map the ids of a mount of", path, e),
     };
     Error::new(kind, format!("cannot show other ids than files have: {why}:"))
         .with_path(path)

@@ -69,7 +69,8 @@ enum Place {
     OwnNamespace,
 }
 
-/// A directory for the kernel, and what must stay open until it has taken them all.
+/// A directory for the kernel, and, if its mount is attached nowhere, what must stay open until it has taken
+/// them all.
 struct Layer {
     fd: OwnedFd,
     held: Option<OwnedFd>,
@@ -152,9 +153,7 @@ impl Ladder {
             "the kernel takes overlay layers in no way that is known",
         ))
     }
-}
 
-impl Ladder {
     /// Mounts layers with mapped ids, in a thread that makes files as one whose id is shown.
     fn by_thread(
         &self,
@@ -172,7 +171,9 @@ impl Ladder {
         let made = match rung == Rung::MountCall || self.own_namespace {
             true => make(Place::OwnNamespace)?,
             false => match make(Place::Detached) {
-                Err(e) if e.kind() == ErrorKind::InvalidArgument => {
+                Err(e)
+                    if matches!(e.kind(), ErrorKind::InvalidArgument | ErrorKind::Unsupported) =>
+                {
                     tracing::debug!("layers are mounted in a namespace, since: {e}");
                     make(Place::OwnNamespace)?
                 }
@@ -227,7 +228,7 @@ impl Plan<'_> {
             };
             let layer = mapped.lower(fd, dir)?;
             attach(&layer.mount, dir)?;
-            let layer = Layer { fd: layer.dir, held: Some(layer.mount) };
+            let layer = Layer { fd: layer.dir, held: on.is_none().then_some(layer.mount) };
             Ok(("lowerdir+", dir.as_path(), layer))
         });
         let uppers = self.upper.into_iter().flat_map(move |upper| {
@@ -238,7 +239,7 @@ impl Plan<'_> {
                 };
                 let (layer, work) = mapped.upper(upper)?;
                 attach(&layer.mount, &upper.dir)?;
-                let dir = Layer { fd: layer.dir, held: Some(layer.mount) };
+                let dir = Layer { fd: layer.dir, held: on.is_none().then_some(layer.mount) };
                 Ok([dir, Layer { fd: work, held: None }])
             };
             match both() {
