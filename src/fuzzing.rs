@@ -143,6 +143,7 @@ pub fn mount_options(data: &[u8]) {
         lower: lower.clone(),
         upper: Some(UpperDir { dir: dir.clone(), work: work.clone() }),
         options: Vec::new(),
+        ids: Default::default(),
         restrictions: Restrictions::default(),
     };
     let text = mount.options().join(OsStr::new(","));

@@ -146,7 +146,6 @@ mod fuse;
 pub mod fuzzing;
 #[cfg(feature = "fuse")]
 pub mod helper;
-#[cfg(feature = "fuse")]
 mod idmap;
 mod image;
 mod layer;
@@ -180,8 +179,7 @@ pub use driver::{
 };
 #[cfg(feature = "fuse")]
 pub use driver::{
-    FuseDriver, FuseLayer, FuseMount, FuseMountOptions, FuseServer, FuseUnmounter, IdRange,
-    settle_upper,
+    FuseDriver, FuseLayer, FuseMount, FuseMountOptions, FuseServer, FuseUnmounter, settle_upper,
 };
 #[cfg(feature = "fuse")]
 #[doc(hidden)]
@@ -190,6 +188,7 @@ pub use driver::{
     nobody_sees_the_mount_on,
 };
 pub use error::{Error, ErrorKind, Result};
+pub use idmap::{IdRange, ShownIds};
 pub use image::{
     BlobWriter, Image, ImageLayer, ImageLayout, ImageSelector, ImportOptions, LayoutWriter,
     Platform, SaveOptions, SavedImage, import_image, save_image,

@@ -69,6 +69,11 @@ fn main() {
             .with_kind(reason)
             .with_ignored_flag(!root),
     );
+    trials.push(
+        trial("mounts_show_other_ids", mounts_show_other_ids)
+            .with_kind(reason)
+            .with_ignored_flag(!root),
+    );
     let reason = no_fuse().unwrap_or_default();
     trials.push(
         trial("mounts_over_fuse_outlive_the_command", mounts_over_fuse)
@@ -1154,6 +1159,34 @@ fn mounts_over_fuse() {
     assert!(fixture.path("mnt/new").exists());
     fixture.ok(&["umount", "mnt"]);
     assert!(!fixture.path("mnt/new").exists());
+    fixture.is_clean();
+}
+
+fn mounts_show_other_ids() {
+    use std::os::unix::fs::MetadataExt as _;
+    let fixture = Fixture::new();
+    fixture.run_with_input(&["apply", "base"], &base()).ok();
+    fixture.ok(&["prepare", "a", "base"]);
+    fs::create_dir(fixture.path("mnt")).unwrap();
+    let map = ["--uidmap", "0:1000:1", "--uidmap", "1:100000:65535"];
+    for (gids, gid) in [(&[][..], 1000), (&["--gidmap", "0:7:1"], 7)] {
+        let mount = [&["mount", "a", "mnt"][..], &map, gids].concat();
+        fixture.ok(&mount);
+        let etc = fs::metadata(fixture.path("mnt/etc")).unwrap();
+        fixture.ok(&["umount", "mnt"]);
+        assert_eq!((etc.uid(), etc.gid()), (1000, gid));
+    }
+    for (wrong, naming) in [
+        (&["mnt", "--uidmap", "0:1:0"][..], "is empty"),
+        (&["mnt", "--gidmap", "0:1"], "HOST:SHOWN:COUNT"),
+        (&["--uidmap", "0:1:5"], "DIR"),
+    ] {
+        let refused = fixture.run(&[&["mount", "a"][..], wrong].concat());
+        assert_eq!(refused.code, Some(2));
+        assert!(refused.err.contains(naming), "{}", refused.err);
+    }
+    let twice = ["mount", "a", "mnt", "--uidmap", "0:1:5", "--uidmap", "4:9:1"];
+    fixture.run(&twice).fails(2, &["0:1:5 and 4:9:1"]);
     fixture.is_clean();
 }
 

@@ -463,7 +463,7 @@ fn mounts_are_binds() {
     let mount = |key: &str| store.mounts(key, &MountOptions::default()).unwrap().remove(0);
     for (key, read_only, last) in [("v", true, "tree"), ("b", false, "tree"), ("plain", true, "fs")]
     {
-        let Mount::Bind { source, restrictions } = mount(key) else { panic!("{key}") };
+        let Mount::Bind { source, restrictions, .. } = mount(key) else { panic!("{key}") };
         assert_eq!(restrictions.read_only, read_only, "{key}");
         assert!(source.ends_with(last) && source.join("d/1").exists(), "{key}: {source:?}");
         assert_eq!(source.join("f").exists(), key == "plain");

@@ -13,8 +13,8 @@ use std::process::Command;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use stratafs::{
-    Driver, Error, ErrorKind, LayerFormat, MAX_LAYERS, Mount, MountRequest, MountState,
-    OverlayDriver, ProbeTarget, Rung, UpperDir, Visibility, unmount_at,
+    Driver, Error, ErrorKind, IdRange, LayerFormat, MAX_LAYERS, Mount, MountRequest, MountState,
+    OverlayDriver, ProbeTarget, Rung, ShownIds, UpperDir, Visibility, unmount_at,
 };
 use tempfile::TempDir;
 
@@ -28,6 +28,7 @@ fn main() {
         let trials = vec![
             trial("user_xattr_layers_mount_on_every_rung", user_xattr_layers),
             trial("trusted_layers_are_refused", trusted_layers_are_refused),
+            trial("ids_are_mapped_on_file_systems_of_the_namespace", ids_in_a_namespace),
         ];
         libtest_mimic::run(&Arguments::from_iter(args), trials).exit();
     }
@@ -52,6 +53,7 @@ fn main() {
         trial("a_covered_mount_is_not_unmounted", covered),
         trial("the_probe_says_what_works", probe_works),
         trial("hidden_calls_lead_down_the_ladder", hidden_calls),
+        trial("without_the_calls_that_map_ids_it_is_said", no_mapped_ids),
     ];
     for rung in Rung::ALL {
         for layers in [1, 2, 128, MAX_LAYERS] {
@@ -762,6 +764,61 @@ fn hidden_calls() {
     .unwrap();
 }
 
+fn no_mapped_ids() {
+    let hidden =
+        |calls: &'static [libc::c_long], errno, test: fn(&OverlayDriver, [&MountRequest; 2])| {
+            let test = move || {
+                let stage = Stage::new();
+                hide(calls, errno);
+                let mut union = stage.request([stage.layer("a", "a"), stage.layer("b", "b")]);
+                union.upper = Some(stage.upper("own"));
+                union.options.ids =
+                    ShownIds::same(vec![IdRange { host: 0, shown: 100_000, len: 65_536 }]);
+                let mut bind = union.clone();
+                bind.lower.clear();
+                test(&OverlayDriver::new(), [&union, &bind]);
+            };
+            std::thread::scope(|scope| scope.spawn(test).join().unwrap());
+        };
+    fn refused(driver: &OverlayDriver, request: &MountRequest) -> Error {
+        let target = request.empty.with_file_name("target");
+        let e = driver.activate(request, &target).unwrap_err();
+        assert!(!is_mounted(&target));
+        e
+    }
+    for calls in [&[libc::SYS_mount_setattr][..], &[libc::SYS_open_tree]] {
+        hidden(calls, libc::ENOSYS, |driver, requests| {
+            for request in requests {
+                let e = refused(driver, request);
+                assert_error(&e, ErrorKind::Unsupported, &["Linux 5.12", "the driver fuse"]);
+            }
+        });
+        hidden(calls, libc::EPERM, |driver, requests| {
+            for request in requests {
+                let e = refused(driver, request);
+                assert_error(&e, ErrorKind::PermissionDenied, &["CAP_SYS_ADMIN"]);
+            }
+        });
+    }
+    // What only leads down the ladder.
+    hidden(&[libc::SYS_fsopen], libc::ENOSYS, |driver, requests| {
+        for request in requests {
+            let target = request.empty.with_file_name("target");
+            let mut guard = driver.activate(request, &target).unwrap();
+            assert_eq!(target.metadata().unwrap().uid(), 100_000);
+            guard.unmount().unwrap();
+        }
+    });
+    hidden(&[libc::SYS_move_mount], libc::ENOSYS, |driver, requests| {
+        for request in requests {
+            assert_error(&refused(driver, request), ErrorKind::Unsupported, &["not implemented"]);
+        }
+    });
+    hidden(&[libc::SYS_clone], libc::EPERM, |driver, [_, request]| {
+        assert_error(&refused(driver, request), ErrorKind::PermissionDenied, &["user namespace"]);
+    });
+}
+
 fn probe_works() {
     let stage = Stage::new();
     let target = ProbeTarget::new(stage.dir("room"), LayerFormat::OverlayTrusted);
@@ -841,7 +898,7 @@ fn in_a_user_namespace() {
         .unwrap();
     let text = String::from_utf8_lossy(&out.stdout);
     assert!(out.status.success(), "{text}");
-    assert!(text.contains("2 passed"), "{text}");
+    assert!(text.contains("3 passed"), "{text}");
 }
 
 fn user_xattr_layers() {
@@ -870,4 +927,34 @@ fn trusted_layers_are_refused() {
     let request = stage.request([stage.layer("a", "a"), stage.layer("b", "b")]);
     let e = OverlayDriver::new().activate(&request, &stage.target()).unwrap_err();
     assert_error(&e, ErrorKind::PermissionDenied, &["overlay-user"]);
+}
+
+fn ids_in_a_namespace() {
+    let stage = Stage::new();
+    let try_in = |dir: &str| {
+        let mut request =
+            stage.request(["a", "b"].map(|name| stage.layer(format!("{dir}/{name}"), name)));
+        request.format = LayerFormat::OverlayUser;
+        request.upper = Some(stage.upper(&format!("{dir}/own")));
+        // The one id that there is.
+        request.options.ids.uids = vec![IdRange { host: 0, shown: 0, len: 1 }];
+        let mut guard = OverlayDriver::new().activate(&request, &stage.target())?;
+        fs::write(guard.target().join("a"), "changed").unwrap();
+        fs::remove_file(guard.target().join("b")).unwrap();
+        guard.unmount()
+    };
+    let e = try_in("outside").unwrap_err();
+    assert_error(&e, ErrorKind::PermissionDenied, &["file system", "the driver fuse"]);
+    let inside = stage.dir("inside");
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("none", &inside, "tmpfs", flags, None).unwrap();
+    let tried = try_in("inside");
+    rustix::mount::unmount(&inside, rustix::mount::UnmountFlags::DETACH).unwrap();
+    tried.unwrap();
+    // An id that the namespace has not.
+    let mut request = stage.request([stage.layer("a", "a"), stage.layer("b", "b")]);
+    request.format = LayerFormat::OverlayUser;
+    request.options.ids.uids = vec![IdRange { host: 0, shown: 1, len: 1 }];
+    let e = OverlayDriver::new().activate(&request, &stage.target()).unwrap_err();
+    assert_error(&e, ErrorKind::PermissionDenied, &["all these ids"]);
 }

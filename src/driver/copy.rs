@@ -52,6 +52,7 @@ impl CopyDriver {
 
     /// The directory that is to be seen, and what is forbidden there.
     fn plan(request: &MountRequest, shown: Shown) -> Result<(PathBuf, Restrictions)> {
+        request.options.ids.check()?;
         let restrictions = request.options.restrictions;
         let read_only = Restrictions { read_only: true, ..restrictions };
         Ok(match (request.lower.as_slice(), &request.upper) {
@@ -176,7 +177,7 @@ impl Driver for CopyDriver {
 
     fn mounts(&self, request: &MountRequest) -> Result<Vec<Mount>> {
         let (source, restrictions) = CopyDriver::plan(request, Shown::Mounted)?;
-        Ok(vec![Mount::Bind { source, restrictions }])
+        Ok(vec![Mount::Bind { source, ids: request.options.ids.clone(), restrictions }])
     }
 
     fn activate(&self, request: &MountRequest, target: &Path) -> Result<Guard> {
@@ -184,7 +185,7 @@ impl Driver for CopyDriver {
         let target = Target::open(target)?;
         may_mount()?;
         self.ready(request, Shown::Mounted)?;
-        let root = bind::mount(&source, restrictions, &target)?;
+        let root = bind::mount(&source, &request.options.ids, restrictions, &target)?;
         let identity = mountinfo::ids(&root)
             .at("identify the mount on", target.path())
             .and_then(MountIdentity::new);
@@ -210,6 +211,10 @@ impl Driver for CopyDriver {
     fn may_show(&self, request: &MountRequest, shown: Shown) -> Result<()> {
         match shown {
             Shown::Mounted => may_mount(),
+            Shown::InPlace if !request.options.ids.is_empty() => Err(Error::new(
+                ErrorKind::Unsupported,
+                "a tree that is not mounted can show no other ids than its files have: mount it",
+            )),
             Shown::InPlace if request.options.restrictions == Restrictions::default() => Ok(()),
             Shown::InPlace => Err(Error::new(
                 ErrorKind::Unsupported,

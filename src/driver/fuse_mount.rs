@@ -17,7 +17,7 @@ use super::unseen::MAY_BE_ASKED;
 use super::{Restrictions, UpperDir, own_work};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::fuse::{BUSY_POLL, Mounted, Session, SessionOptions, Transport, lock_work};
-use crate::idmap::{IdMap, Range};
+use crate::idmap::{IdMap, IdRange};
 use crate::layer::LayerFormat;
 use crate::sys::dir::Dir;
 use crate::sys::lock::{self, Flock};
@@ -37,17 +37,6 @@ pub struct FuseLayer {
     pub dir: PathBuf,
     /// How it says what is deleted.
     pub format: LayerFormat,
-}
-
-/// `len` ids: `host` and those that follow, which files have, are shown as `shown` and those that follow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct IdRange {
-    /// The first of the ids that files in the layers have.
-    pub host: u32,
-    /// The first of the ids that are shown for them.
-    pub shown: u32,
-    /// How many.
-    pub len: u32,
 }
 
 /// What a [`FuseMount`] shows, and how. [`FuseMountOptions::new`] has a container's defaults.
@@ -293,10 +282,7 @@ pub(super) fn open(options: &FuseMountOptions, target: Option<&Target>) -> Resul
             Some(Upper { dir, format: options.format, work, lock })
         }
     };
-    let map = |ranges: &[IdRange], squash| {
-        let ranges = ranges.iter().map(|r| Range { host: r.host, shown: r.shown, len: r.len });
-        IdMap::new(ranges.collect(), squash)
-    };
+    let map = |ranges: &[IdRange], squash| IdMap::new(ranges.to_vec(), squash);
     let sync = if options.volatile { SyncPolicy::Volatile } else { SyncPolicy::Strict };
     let options = UnionOptions {
         uids: map(&options.uids, options.squash_uid),

@@ -13,6 +13,7 @@ mod copy;
 mod fuse_mount;
 mod guard;
 mod identity;
+mod mapped;
 mod mounts;
 mod overlay;
 mod probe;
@@ -33,7 +34,7 @@ use std::sync::Arc;
 pub use copy::CopyDriver;
 #[cfg(feature = "fuse")]
 pub use fuse_mount::{
-    FuseLayer, FuseMount, FuseMountOptions, FuseUnmounter, IdRange, fuse_privileges,
+    FuseLayer, FuseMount, FuseMountOptions, FuseUnmounter, fuse_privileges,
     is_of_containers_storage, leave_terminal,
 };
 pub use guard::{Guard, Visibility, unmount_at};
@@ -52,6 +53,7 @@ pub(crate) use guard::{WriteBack, detach_at, write_back};
 pub(crate) use target::is_mount_point;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::idmap::ShownIds;
 use crate::layer::LayerFormat;
 use crate::path::Name;
 use crate::sys::owners::Owners;
@@ -77,7 +79,7 @@ pub struct UpperDir {
 }
 
 /// Options of a mount; the default has none set.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MountOptions {
     /// Never syncs the upper directory: faster, and after a crash of the machine the upper is lost.
@@ -91,6 +93,13 @@ pub struct MountOptions {
     /// that, should it be killed, nothing is mounted any more, though nobody can look into the namespace. For
     /// a guard that is not [left](Guard::leave).
     pub private: bool,
+    /// As whose the files are shown. The kernel engine and the copies do it by id-mapped mounts of the
+    /// layers (mount_setattr(2)): Linux 5.19 for a union, 5.12 else, a file system that can, and the rights
+    /// of who mounted that. The union over FUSE needs nothing for it.
+    ///
+    /// Who is not shown can create nothing in such a mount of the kernel's, root included: that fails with
+    /// EOVERFLOW.
+    pub ids: ShownIds,
 }
 
 /// What the store asks of a driver: one view of a stack of layers.

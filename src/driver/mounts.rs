@@ -10,6 +10,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use super::UpperDir;
+use crate::idmap::{IdRange, ShownIds, joined};
 use crate::sys::mount::Attributes;
 
 /// What a mount forbids; the default forbids nothing.
@@ -56,6 +57,8 @@ pub enum Mount {
     Bind {
         /// The directory.
         source: PathBuf,
+        /// As whose its files are to be shown.
+        ids: ShownIds,
         /// What the mount forbids.
         restrictions: Restrictions,
     },
@@ -67,6 +70,9 @@ pub enum Mount {
         upper: Option<UpperDir>,
         /// The other options, such as `index=off`.
         options: Vec<String>,
+        /// As whose the files are to be shown: if not as they are, each directory must be given to the kernel as an
+        /// id-mapped mount, the upper and its work directory in one.
+        ids: ShownIds,
         /// What the mount forbids.
         restrictions: Restrictions,
     },
@@ -105,6 +111,12 @@ impl Mount {
 
     /// The options, escaped; joined by commas they are what mount(8) takes after `-o`.
     ///
+    /// Where other ids are to be shown than files have, a bind mount has mount(8)'s option `X-mount.idmap=`
+    /// (util-linux 2.39). The kernel's overlayfs has no such option, and neither has mount(8) for the layers
+    /// of a union: there they are `uidmap=` and `gidmap=`, as containerd's snapshotters have them, for the one
+    /// who mounts. The kernel refuses them, so that nobody mounts the layers without their ids by mistake.
+    /// containerd maps lower layers alone: what it mounts so must be a view.
+    ///
     /// ```
     /// use stratafs::{Driver, LayerFormat, MountRequest, OverlayDriver};
     ///
@@ -117,11 +129,19 @@ impl Mount {
     /// ```
     pub fn options(&self) -> Vec<OsString> {
         match self {
-            Mount::Bind { restrictions, .. } => {
-                std::iter::once("bind".into()).chain(restrictions.words()).collect()
+            Mount::Bind { ids, restrictions, .. } => {
+                let mut all = vec!["bind".into()];
+                all.extend(restrictions.words());
+                all.extend(for_mount_program(ids));
+                all
             }
-            Mount::Overlay { lower, upper, options, restrictions } => {
+            Mount::Overlay { lower, upper, options, ids, restrictions } => {
                 let mut all = union(lower, upper.as_ref(), options);
+                for (key, ranges) in [("uidmap=", &ids.uids), ("gidmap=", &ids.gids)] {
+                    if !ranges.is_empty() {
+                        all.push(format!("{key}{}", joined(ranges, "\\,")).into());
+                    }
+                }
                 all.extend(restrictions.words());
                 all
             }
@@ -135,6 +155,16 @@ impl Mount {
             }
         }
     }
+}
+
+/// The option of mount(8) that maps ids.
+fn for_mount_program(ids: &ShownIds) -> Option<OsString> {
+    let of = |kind: &'static str, ranges: &[IdRange]| -> Vec<String> {
+        ranges.iter().map(|range| format!("{kind}:{range}")).collect()
+    };
+    let mut all = of("u", &ids.uids);
+    all.extend(of("g", &ids.gids));
+    (!all.is_empty()).then(|| format!("X-mount.idmap={}", all.join(" ")).into())
 }
 
 /// The options that name layers, and the others.
@@ -180,6 +210,7 @@ mod tests {
             lower: vec!["/a:b,c\\d e".into(), "/x".into()],
             upper: Some(UpperDir { dir: "/u:,\\".into(), work: "/w".into() }),
             options: vec!["index=off".to_owned()],
+            ids: ShownIds::default(),
             restrictions: Restrictions { nodev: true, ..Restrictions::default() },
         };
         assert_eq!(

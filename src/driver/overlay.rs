@@ -22,6 +22,7 @@ use std::path::Path;
 
 use super::guard::KernelMount;
 use super::identity::MountIdentity;
+use super::mapped::Mapped;
 use super::target::Target;
 use super::{
     Driver, Guard, Mount, MountRequest, Probe, ProbeTarget, Restrictions, Shown, bind,
@@ -60,6 +61,12 @@ impl OverlayDriver {
         OverlayDriver { ladder: Ladder::forced(rung) }
     }
 
+    /// Gives layers with other ids as to kernels before 6.15, for tests.
+    #[doc(hidden)]
+    pub fn with_layers_in_own_namespace(self) -> Self {
+        OverlayDriver { ladder: self.ladder.in_own_namespace() }
+    }
+
     /// The one mount that shows the view.
     fn plan(&self, request: &MountRequest) -> Result<Mount> {
         if request.format == LayerFormat::Aufs {
@@ -70,6 +77,7 @@ impl OverlayDriver {
             ));
         }
         owners_can_be_shown(request.owners)?;
+        request.options.ids.check()?;
         if request.lower.len() > MAX_LAYERS {
             return Err(Error::new(
                 ErrorKind::LimitExceeded,
@@ -81,12 +89,16 @@ impl OverlayDriver {
         }
         let restrictions = request.options.restrictions;
         let read_only = Restrictions { read_only: true, ..restrictions };
+        let ids = request.options.ids.clone();
+        let bind = |source: &Path, restrictions| Mount::Bind {
+            source: source.to_owned(),
+            ids: ids.clone(),
+            restrictions,
+        };
         Ok(match (request.lower.as_slice(), &request.upper) {
-            ([], None) => Mount::Bind { source: request.empty.clone(), restrictions: read_only },
-            ([], Some(upper)) => Mount::Bind { source: upper.dir.clone(), restrictions },
-            ([lower], None) if !request.lower_has_marks => {
-                Mount::Bind { source: lower.clone(), restrictions: read_only }
-            }
+            ([], None) => bind(&request.empty, read_only),
+            ([], Some(upper)) => bind(&upper.dir, restrictions),
+            ([lower], None) if !request.lower_has_marks => bind(lower, read_only),
             (lower, upper) => {
                 let mut lower = lower.to_vec();
                 if upper.is_none() && lower.len() == 1 {
@@ -96,6 +108,7 @@ impl OverlayDriver {
                     lower,
                     upper: upper.clone(),
                     options: options(request),
+                    ids,
                     restrictions: match upper {
                         Some(_) => restrictions,
                         None => read_only,
@@ -185,13 +198,17 @@ impl Driver for OverlayDriver {
         }
         let target = Target::open(target)?;
         let root = match &mount {
-            Mount::Bind { source, restrictions } => bind::mount(source, *restrictions, &target)?,
-            Mount::Overlay { lower, upper, options, restrictions } => {
+            Mount::Bind { source, ids, restrictions } => {
+                bind::mount(source, ids, *restrictions, &target)?
+            }
+            Mount::Overlay { lower, upper, options, ids, restrictions } => {
+                let mapped = Mapped::new(ids)?;
                 let plan = ladder::Plan {
                     lower,
                     upper: upper.as_ref(),
                     options,
                     attributes: restrictions.attributes(),
+                    mapped: mapped.as_ref(),
                 };
                 self.ladder.mount(&plan, &target)?
             }

@@ -24,7 +24,7 @@ use super::{
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::fuse::{Transport, View, ViewUpper};
 use crate::helper::HelperCommand;
-use crate::idmap::{IdMap, Range};
+use crate::idmap::{IdMap, IdRange, joined};
 use crate::layer::LayerFormat;
 use crate::sys::fuse::{self, FuseMount};
 use crate::sys::mount::{self as sys, Attributes, Refusal};
@@ -111,7 +111,7 @@ impl FuseDriver {
                 own: own_work()?,
             }),
         };
-        let (uids, gids) = shown_ids(request.owners)?;
+        let (uids, gids) = shown_ids(request)?;
         Ok(View {
             lowers,
             upper,
@@ -151,14 +151,19 @@ fn layers(request: &MountRequest) -> Vec<&PathBuf> {
 
 /// Whose the files are shown to be. Where owners are in xattrs, root in a user namespace that has all ids sees them
 /// as they are. Anybody else could do nothing with files of ids that are not his: he sees all as his own, as in a
-/// copy, and what he makes is root's.
-fn shown_ids(owners: Owners) -> Result<(IdMap, IdMap)> {
+/// copy, and what he makes is root's. Unless it is said how they are to be shown.
+fn shown_ids(request: &MountRequest) -> Result<(IdMap, IdMap)> {
+    let ids = &request.options.ids;
+    if !ids.is_empty() {
+        ids.check()?;
+        return Ok((IdMap::new(ids.uids.clone(), None), IdMap::new(ids.gids.clone(), None)));
+    }
     let (user, group) = fuse::user_and_group();
     let has_all = || userns::has_all_ids().at("look at the ids of", "this user namespace");
-    if owners == Owners::OfFiles || (user == 0 && has_all()?) {
+    if request.owners == Owners::OfFiles || (user == 0 && has_all()?) {
         return Ok((IdMap::default(), IdMap::default()));
     }
-    let own = |id| IdMap::new(vec![Range { host: 0, shown: id, len: 1 }], Some(id));
+    let own = |id| IdMap::new(vec![IdRange { host: 0, shown: id, len: 1 }], Some(id));
     Ok((own(user), own(group)))
 }
 
@@ -279,6 +284,13 @@ impl Driver for FuseDriver {
         }
         if request.owners == Owners::InXattrs {
             options.push("xattr_permissions=2".to_owned());
+        }
+        let ids = &request.options.ids;
+        ids.check()?;
+        for (key, ranges) in [("uidmapping", &ids.uids), ("gidmapping", &ids.gids)] {
+            if !ranges.is_empty() {
+                options.push(format!("{key}={}", joined(ranges, ":")));
+            }
         }
         // What others than who mounts may do is as with other mounts; an ordinary user cannot ask.
         if userns::may_administer().at("look at the capabilities of", "this thread")? {

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::fuse::{Transport, View, ViewUpper};
-use crate::idmap::{IdMap, Range};
+use crate::idmap::{IdMap, IdRange};
 use crate::layer::LayerFormat;
 use crate::path::Name;
 use crate::sys::mount::Attributes;
@@ -185,7 +185,7 @@ impl Writer {
     fn ids(&mut self, map: &IdMap) {
         let (ranges, squash) = map.parts();
         self.count(ranges.len());
-        for Range { host, shown, len } in ranges {
+        for IdRange { host, shown, len } in ranges {
             for number in [*host, *shown, *len] {
                 self.u32(number);
             }
@@ -277,8 +277,9 @@ impl Reader<'_> {
     }
 
     fn ids(&mut self) -> Option<IdMap> {
-        let ranges = self
-            .list(|from| Some(Range { host: from.u32()?, shown: from.u32()?, len: from.u32()? }))?;
+        let ranges = self.list(|from| {
+            Some(IdRange { host: from.u32()?, shown: from.u32()?, len: from.u32()? })
+        })?;
         let squash = if self.flag()? { Some(self.u32()?) } else { None };
         Some(IdMap::new(ranges, squash))
     }
@@ -341,7 +342,7 @@ mod tests {
             }),
             format: LayerFormat::Aufs,
             owners: Owners::InXattrs,
-            uids: IdMap::new(vec![Range { host: 0, shown: 1000, len: 1 }], Some(1000)),
+            uids: IdMap::new(vec![IdRange { host: 0, shown: 1000, len: 1 }], Some(1000)),
             gids: IdMap::default(),
             volatile: true,
             attributes: Attributes { nodev: true, ..Attributes::default() },

@@ -298,6 +298,7 @@ impl Store {
     }
 
     pub(super) fn request(&self, row: &Row, options: &MountOptions) -> Result<MountRequest> {
+        options.ids.check()?;
         let chain = self.metadata.read(|tx| tx.chain(row.id))?;
         let (own, parents) = chain.split_first().ok_or_else(|| held(&row.info))?;
         let fs = |row: &Row| self.layout.snapshot_path(row.id, "fs");
@@ -321,7 +322,7 @@ impl Store {
         request.tree = Some(self.layout.snapshot_path(own.id, "tree"));
         // Unless it is known to bear none.
         request.lower_has_marks = parents.first().is_some_and(|p| p.has_marks != Some(false));
-        request.options = *options;
+        request.options = options.clone();
         Ok(request)
     }
 }

@@ -15,6 +15,7 @@ pub(crate) mod file;
 pub(crate) mod fs_features;
 pub(crate) mod fuse;
 pub(crate) mod groups;
+pub(crate) mod idmapped;
 #[cfg(test)]
 pub(crate) mod intercept;
 pub(crate) mod lock;

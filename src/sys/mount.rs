@@ -290,6 +290,29 @@ pub(crate) fn add_attributes(mount: impl AsFd, attributes: Attributes) -> io::Re
     mount_setattr(mount.as_fd(), &attr)
 }
 
+/// Has a mount that is attached nowhere show the ids of a user namespace, given the root of it. Linux 5.12.
+pub(crate) fn map_ids(mount: impl AsFd, user_namespace: impl AsFd) -> io::Result<()> {
+    let attr = MountAttr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        userns_fd: u64::try_from(user_namespace.as_fd().as_raw_fd()).unwrap_or_default(),
+        ..MountAttr::default()
+    };
+    mount_setattr(mount.as_fd(), &attr)
+}
+
+/// Opens the directory at a path below another, following nothing and leaving the mount nowhere; a bare path
+/// if it may not be read.
+pub(crate) fn open_below(dir: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::openat(&dir, path, flags | OFlags::RDONLY, Mode::empty()) {
+        Err(Errno::ACCESS) => {
+            Ok(rustix::fs::openat(&dir, path, flags | OFlags::PATH, Mode::empty())?)
+        }
+        other => Ok(other?),
+    }
+}
+
 /// Stops a mount from passing on, and from receiving, what is mounted below it.
 pub(crate) fn make_private(mount: impl AsFd) -> io::Result<()> {
     let attr = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };

@@ -94,7 +94,7 @@ fn map(value: &[u8], each: impl Fn(u16, u32) -> Option<u32>) -> Option<Vec<u8>> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::idmap::Range;
+    use crate::idmap::IdRange;
 
     fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
         let mut value = 2_u32.to_le_bytes().to_vec();
@@ -108,8 +108,8 @@ mod tests {
 
     #[test]
     fn only_named_users_and_groups_are_mapped() {
-        let uids = IdMap::new(vec![Range { host: 1000, shown: 0, len: 10 }], None);
-        let gids = IdMap::new(vec![Range { host: 2000, shown: 0, len: 10 }], None);
+        let uids = IdMap::new(vec![IdRange { host: 1000, shown: 0, len: 10 }], None);
+        let gids = IdMap::new(vec![IdRange { host: 2000, shown: 0, len: 10 }], None);
         let host_side = acl(&[(1, 7, u32::MAX), (2, 6, 1001), (8, 5, 2002), (0x20, 4, u32::MAX)]);
         let shown_side = acl(&[(1, 7, u32::MAX), (2, 6, 1), (8, 5, 2), (0x20, 4, u32::MAX)]);
         assert_eq!(shown(&host_side, &uids, &gids), shown_side);
@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn a_value_of_another_shape_is_left_alone() {
-        let map = IdMap::new(vec![Range { host: 1, shown: 0, len: 1 }], None);
+        let map = IdMap::new(vec![IdRange { host: 1, shown: 0, len: 1 }], None);
         for odd in [&b""[..], b"x", b"\x02\0\0\0abc"] {
             assert_eq!(host(odd, &map, &map).as_deref(), Some(odd));
         }

@@ -4,6 +4,7 @@
 #[cfg(feature = "fuse")]
 mod containers;
 mod directories;
+mod mounts;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use stratafs::{DriverChoice, Filter, LayerFormat, Owners, Platform};
 #[cfg(feature = "fuse")]
 pub(crate) use containers::{Run, Unshare};
 pub(crate) use directories::{Layer, LayerApply, LayerDiff};
+pub(crate) use mounts::{Mount, Umount};
 
 /// Part of `--help`, and of the README; `failure.rs` is where the codes come from.
 const EXIT_CODES: &str = "\
@@ -229,9 +231,14 @@ pub(crate) enum Command {
     /// it takes the program fusermount3 alone, and a process serves the mount until `umount`. Without a
     /// directory no right is needed: the snapshot is copied to a plain directory, which is printed, and
     /// is to be used there until `umount` of that directory. Edits in it count as in any mount.
+    ///
+    /// With --uidmap files are shown as those of other users, and no file is changed for it: so a container
+    /// with a user namespace uses an image as it is. What it makes has in the layer the ids that it has inside.
     #[command(after_help = "Examples:
   stratafs mount web-1 /mnt
   stratafs umount /mnt
+  stratafs mount web-1 /mnt --uidmap 0:100000:65536
+  stratafs mount web-1 /mnt --uidmap 0:1000:1 --uidmap 1:100000:65535 --gidmap 0:1000:1
   dir=$(stratafs mount web-1) && echo hello > \"$dir/hello\" && stratafs umount \"$dir\"")]
     Mount(Mount),
 
@@ -467,21 +474,6 @@ pub(crate) struct Prepare {
     pub(crate) parent: Option<String>,
     #[command(flatten)]
     pub(crate) labels: Labels,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Mount {
-    /// The snapshot: active, or a view
-    pub(crate) key: String,
-    /// Where to mount it. Without it nothing is mounted: the snapshot is shown as a copy, and where that
-    /// is is printed
-    pub(crate) dir: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Umount {
-    /// Where it is mounted, or what `mount` printed
-    pub(crate) dir: PathBuf,
 }
 
 #[derive(Debug, Args)]

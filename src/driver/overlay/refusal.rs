@@ -219,6 +219,11 @@ fn cause_of_invalid(plan: &Plan<'_>) -> (ErrorKind, Option<String>) {
             "the layer {layer:?} is on an overlay mount, and the kernel stacks no more than two; \
              keep the store on another file system"
         ),
+        None if plan.mapped.is_some() => {
+            let remedy = "the kernel wrote the reason to the system log: see `dmesg`; layers that show other \
+                          ids than files have need Linux 5.19, or the driver fuse";
+            return (ErrorKind::Unsupported, Some(remedy.to_owned()));
+        }
         None => "the kernel wrote the reason to the system log: see `dmesg`".to_owned(),
     };
     (ErrorKind::InvalidArgument, Some(remedy))
@@ -274,7 +279,7 @@ pub(super) fn of_option(option: &str, error: io::Error, told: Vec<String>, targe
 }
 
 /// A layer could not be opened.
-pub(super) fn of_open(dir: &Path, error: io::Error) -> Error {
+pub(in crate::driver) fn of_open(dir: &Path, error: io::Error) -> Error {
     match Refusal::of(&error) {
         Refusal::NoDescriptors => refused(
             ErrorKind::LimitExceeded,

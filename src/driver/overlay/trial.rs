@@ -10,9 +10,10 @@ use super::OverlayDriver;
 use crate::driver::room::Room;
 use crate::driver::{Driver, Feature, MountRequest, Probe, ProbeTarget, UpperDir};
 use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::idmap::{IdRange, ShownIds};
 use crate::layer::LayerFormat;
 use crate::sys::mount::{FsContext, Refusal};
-use crate::sys::{errno, fs_features};
+use crate::sys::{errno, fs_features, userns};
 
 pub(super) fn probe(driver: &OverlayDriver, target: &ProbeTarget) -> Result<Probe> {
     let room = Room::make(&target.dir)?;
@@ -37,6 +38,10 @@ pub(super) fn probe(driver: &OverlayDriver, target: &ProbeTarget) -> Result<Prob
     features.push(match mount.available {
         true => volatile_feature(driver, &room, target.format),
         false => Feature::no("volatile", "nothing can be mounted"),
+    });
+    features.push(match mount.available {
+        true => mapped_feature(driver, &room, target.format),
+        false => Feature::no("idmapped-layers", "nothing can be mounted"),
     });
     features.extend(parts.into_iter().map(|part| part.feature));
     Ok(Probe { driver: driver.name(), file_system, mount, upper, features })
@@ -195,6 +200,46 @@ fn volatile_feature(driver: &OverlayDriver, room: &Room, format: LayerFormat) ->
     match deletions_are_marked(driver, room, format, true) {
         Ok(()) => Feature::yes("volatile", ""),
         Err(e) => Feature::no("volatile", e),
+    }
+}
+
+fn mapped_feature(driver: &OverlayDriver, room: &Room, format: LayerFormat) -> Feature {
+    let name = "idmapped-layers";
+    match ids_are_mapped(driver, room, format) {
+        Ok(()) => Feature::yes(name, "files can be shown as those of other users"),
+        Err(e) => Feature::no(name, e),
+    }
+}
+
+/// Shows a file as another user's, and deletes it.
+fn ids_are_mapped(driver: &OverlayDriver, room: &Room, format: LayerFormat) -> Result<()> {
+    let dir = room.corner().at("create directory for trials in", room.path())?;
+    let at = |name: &str| dir.join(name);
+    for name in ["lower", "upper", "work", "empty", "target"] {
+        fs::create_dir(at(name)).at("create directory", at(name))?;
+    }
+    fs::write(at("lower/file"), "").at("write", at("lower/file"))?;
+    let own = fs::symlink_metadata(at("lower/file")).at("look at", at("lower/file"))?;
+    // In most user namespaces there is another id; in one with a single id that has to do.
+    let has_all = userns::has_all_ids().at("look at the ids of", "this user namespace")?;
+    let other = |id: u32| if has_all { id ^ 1 } else { id };
+    let range = |host| vec![IdRange { host, shown: other(host), len: 1 }];
+
+    let mut request = MountRequest::new(format, at("empty"));
+    request.lower = vec![at("lower")];
+    request.upper = Some(UpperDir { dir: at("upper"), work: at("work") });
+    request.options.ids = ShownIds { uids: range(own.uid()), gids: range(own.gid()) };
+    let mut guard = driver.activate(&request, &at("target"))?;
+    let file = at("target/file");
+    let shown = fs::symlink_metadata(&file).at("look at", &file)?;
+    fs::remove_file(&file).at("delete from a mounted overlay", &file)?;
+    guard.unmount()?;
+    match (shown.uid(), shown.gid()) == (other(own.uid()), other(own.gid())) {
+        true => Ok(()),
+        false => Err(Error::new(
+            ErrorKind::Unsupported,
+            "a mounted overlay does not show the ids of its layers' mounts",
+        )),
     }
 }
 

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use serde::Serialize;
-use stratafs::{Mount, MountOptions, Shown};
+use stratafs::{Mount, MountOptions, Shown, ShownIds};
 
 use super::{Context, Missing, Result};
 use crate::args;
@@ -20,7 +20,11 @@ pub(super) fn mounts(context: &Context, args: &args::Key) -> Result {
 
 pub(super) fn mount(context: &Context, args: &args::Mount) -> Result {
     let store = context.open(Missing::Refuse)?;
-    let options = MountOptions::default();
+    let mut options = MountOptions::default();
+    options.ids = match args.gidmap.is_empty() {
+        true => ShownIds::same(args.uidmap.clone()),
+        false => ShownIds { uids: args.uidmap.clone(), gids: args.gidmap.clone() },
+    };
     let shown = if args.dir.is_some() { Shown::Mounted } else { Shown::InPlace };
     let mut reporter = context.reporter();
     store.make_ready(&args.key, shown, &mut |progress| reporter.step(progress))?;
@@ -126,7 +130,11 @@ mod tests {
     #[test]
     fn bytes_are_kept_in_text_and_beside_approximate_json() {
         let source = OsString::from_vec(b"/s\xff".to_vec());
-        let mount = Mount::Bind { source: source.into(), restrictions: Restrictions::default() };
+        let mount = Mount::Bind {
+            source: source.into(),
+            ids: ShownIds::default(),
+            restrictions: Restrictions::default(),
+        };
         let mounts = Mounts(vec![Described::from(&mount)]);
         let mut text = Vec::new();
         mounts.text(&mut text).unwrap();
