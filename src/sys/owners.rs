@@ -61,7 +61,10 @@ impl Kept {
     fn of(of: Of<'_>, own: Stat) -> io::Result<Kept> {
         // Nothing else can have it.
         let value = match own.file_type {
-            FileType::Regular | FileType::Directory => xattr::get(of, KEY)?,
+            FileType::Regular | FileType::Directory => match xattr::get(of, KEY) {
+                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => get_closed(of, &own, e)?,
+                value => value?,
+            },
             _ => None,
         };
         let told = match value {
@@ -115,6 +118,16 @@ impl Kept {
         let mode = stat.mode & !SPECIAL | least;
         if own.mode == mode { Ok(()) } else { chmod_itself(of, mode) }
     }
+}
+
+/// Of a file that its owner has closed to himself, past all this: it is open to him for that one moment.
+fn get_closed(of: Of<'_>, own: &Stat, e: io::Error) -> io::Result<Option<Vec<u8>>> {
+    if own.mode & 0o400 != 0 || chmod_itself(of, own.mode | 0o400).is_err() {
+        return Err(e);
+    }
+    let value = xattr::get(of, KEY);
+    chmod_itself(of, own.mode)?;
+    value
 }
 
 fn malformed() -> io::Error {
