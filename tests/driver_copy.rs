@@ -20,8 +20,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use stratafs::{
     ApplyOptions, CommitOptions, DriverChoice, Durability, DurablePointHook, ErrorKind, Guard,
-    Labels, LayerFormat, Mount, MountOptions, Progress, RelPath, Shown, Store, StoreOptions, Usage,
-    ignore_progress,
+    Labels, LayerFormat, Mount, MountOptions, Owners, Progress, RelPath, Shown, Store,
+    StoreOptions, Usage, ignore_progress,
 };
 use support::disk::{self, Kind, Mounted};
 use support::model;
@@ -243,7 +243,10 @@ fn as_ordinary_user(home: &Path) {
 /// As images have them: a shadow file without any right, a program that may only be executed.
 fn with_unreadable_files(home: &Path) {
     become_nobody();
-    let store = open(&home.join("store"), DriverChoice::Copy);
+    let mut options = options(DriverChoice::Copy);
+    // Else files have modes that let their owner read them.
+    options.owners = Some(Owners::OfFiles);
+    let store = Store::open(home.join("store"), options).unwrap();
     store.prepare("base-active", None, Labels::new()).unwrap();
     edit(&store, "base-active", |tree| {
         for (name, mode) in [("shadow", 0o000), ("sudo", 0o4111)] {

@@ -211,9 +211,14 @@ impl Dir {
     pub(crate) fn open_file_of_mode(&self, name: &Name, mode: u32) -> io::Result<File> {
         match self.open_file(name) {
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-                self.chmod_at(name, mode | 0o400)?;
+                // Where owners are in xattrs, `mode` is not the file's own.
+                let own = match self.owners {
+                    Owners::OfFiles => mode,
+                    Owners::InXattrs => self.own_stat_at(name)?.mode,
+                };
+                self.chmod_itself_at(name, own | 0o400)?;
                 let opened = self.open_file(name);
-                self.chmod_at(name, mode)?;
+                self.chmod_itself_at(name, own)?;
                 opened
             }
             opened => opened,

@@ -106,6 +106,10 @@ impl Kept {
             && stat.mode & least == least;
         // The xattr first: it is what counts.
         if !plain || self.told.is_some() {
+            if own.mode & least != least {
+                // Past all this its owner has closed it to himself.
+                chmod_itself(of, own.mode | least)?;
+            }
             let told = OverrideStat {
                 uid: stat.uid,
                 gid: stat.gid,
@@ -116,7 +120,7 @@ impl Kept {
             xattr::set(of, KEY, &override_stat::encode(&told))?;
         }
         let mode = stat.mode & !SPECIAL | least;
-        if own.mode == mode { Ok(()) } else { chmod_itself(of, mode) }
+        if own.mode == mode && own.mode & least == least { Ok(()) } else { chmod_itself(of, mode) }
     }
 }
 
@@ -386,6 +390,26 @@ mod tests {
         assert_eq!(d.stat_of(&nameless).unwrap().gid, 7);
         d.rename(&name("f"), &dir, &name("moved"), OnExisting::Fail).unwrap();
         assert_eq!(is(&dir, "moved").1, 7);
+    }
+
+    #[test]
+    fn what_its_owner_has_closed_to_himself_is_looked_at_and_changed() {
+        let (tmp, dir) = tree();
+        for (n, told) in [("plain", None), ("told", Some("7:8:0640:file"))] {
+            let path = tmp.path().join(n);
+            std::fs::write(&path, "x").unwrap();
+            if let Some(value) = told {
+                xattr::set(Of::Child(&dir, &name(n)), KEY, value.as_bytes()).unwrap();
+            }
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o000)).unwrap();
+            let expected = if told.is_some() { (7, 8, 0o640) } else { (0, 0, 0) };
+            let (uid, gid, mode, _) = is(&dir, n);
+            assert_eq!((uid, gid, mode), expected, "{n}");
+            drop(dir.open_file_of_mode(&name(n), mode).unwrap());
+            assert_eq!(own_mode(tmp.path(), n) & 0o777, 0, "as it was");
+            dir.chown_at(&name(n), 1, 2).unwrap();
+            assert_eq!(is(&dir, n), (1, 2, expected.2, FileType::Regular));
+        }
     }
 
     #[test]
