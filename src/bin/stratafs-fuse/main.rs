@@ -27,6 +27,9 @@ const IN_BACKGROUND: &str = "--in-background";
 /// What it says when the mount answers.
 const READY: u8 = b'1';
 
+/// What takes the place of its standard streams.
+const NULL: &str = "/dev/null";
+
 const USAGE: &str = "\
 Mounts a union of directories over FUSE, in the manner of overlayfs and AUFS.
 
@@ -120,11 +123,14 @@ fn log(debug: bool) {
 /// Has the program run in the background, and waits until the mount answers.
 fn go_to_background(arguments: &[OsString]) -> Result<(), String> {
     let program = std::env::current_exe().map_err(|e| format!("cannot find this program: {e}"))?;
+    let null = File::open(NULL).map_err(|e| {
+        format!("cannot open {NULL}, which a server in the background needs (-f serves in the foreground): {e}")
+    })?;
     let mut child = Command::new(program)
         .arg0("stratafs-fuse")
         .arg(OsStr::new(IN_BACKGROUND))
         .args(arguments)
-        .stdin(Stdio::null())
+        .stdin(null)
         .stdout(Stdio::piped())
         .spawn()
         .map_err(|e| format!("cannot start the server: {e}"))?;
