@@ -175,11 +175,13 @@ options="lowerdir=$place/lower,upperdir=$place/upper,workdir=$place/work"
 mount -t tmpfs dev /dev
 mknod /dev/fuse c 10 229
 "$program" -o "$options" "$place/mnt" && exit 1
-"$program" -f -o "$options" "$place/mnt" <&- &
-until mountpoint -q "$place/mnt"; do kill -0 $!; done
-cat "$place/mnt/file"
-umount "$place/mnt"
-wait $!
+# A shell gives /dev/null to what it has in the background.
+{ "$program" -f -o "$options" "$place/mnt" || touch "$place/failed"; } | {
+    until mountpoint -q "$place/mnt"; do [ ! -e "$place/failed" ]; done
+    cat "$place/mnt/file"
+    umount "$place/mnt"
+}
+[ ! -e "$place/failed" ]
 "#;
 
 fn without_null() {
