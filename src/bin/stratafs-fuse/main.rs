@@ -17,7 +17,7 @@ use std::process::{Command, ExitCode, Stdio};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
-use stratafs::{ErrorKind, FuseMount, FuseUnmounter, UpperDir};
+use stratafs::{ErrorKind, FuseMount, FuseUnmounter, LayerFormat, UpperDir};
 use tracing::level_filters::LevelFilter;
 
 use options::{Caller, MountRequest, Request};
@@ -154,7 +154,16 @@ fn go_to_background(arguments: &[OsString]) -> Result<(), String> {
 
 /// Mounts; an upper that only a server keeps whose mount nobody sees any more is taken over.
 fn mount(request: &MountRequest) -> stratafs::Result<FuseMount> {
-    let mount = || FuseMount::new(&request.target, &request.options);
+    let mount = || match FuseMount::new(&request.target, &request.options) {
+        // No other marks can be made on a union.
+        Err(e) if e.kind() == ErrorKind::Unsupported && request.may_be_aufs => {
+            tracing::debug!(error = %e, "with marks of AUFS instead");
+            let mut options = request.options.clone();
+            options.format = LayerFormat::Aufs;
+            FuseMount::new(&request.target, &options)
+        }
+        mounted => mounted,
+    };
     let refused = match mount() {
         Err(e) if e.kind() == ErrorKind::Busy => e,
         mounted => return mounted,
