@@ -14,6 +14,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
@@ -29,6 +30,9 @@ const READY: u8 = b'1';
 
 /// What takes the place of its standard streams.
 const NULL: &str = "/dev/null";
+
+/// How long a server of an upper in containers/storage may take to end that nobody sees any more in this namespace.
+const TO_END: Duration = Duration::from_secs(3);
 
 const USAGE: &str = "\
 Mounts a union of directories over FUSE, in the manner of overlayfs and AUFS.
@@ -173,6 +177,19 @@ fn mount(request: &MountRequest) -> stratafs::Result<FuseMount> {
         Some(Err(e)) => {
             tracing::warn!(error = %e, "cannot find out who has the upper");
             Err(refused)
+        }
+        // podman unmounts while the namespace of the container that has ended is still being taken down, and mounts
+        // again.
+        Some(Ok(false)) if request.of_containers_storage => {
+            let start = Instant::now();
+            loop {
+                match mount() {
+                    Err(e) if e.kind() == ErrorKind::Busy && start.elapsed() < TO_END => {
+                        std::thread::sleep(Duration::from_millis(5));
+                    }
+                    mounted => return mounted,
+                }
+            }
         }
         _ => Err(refused),
     }

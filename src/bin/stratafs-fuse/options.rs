@@ -24,6 +24,7 @@ pub(crate) enum Request {
 pub(crate) struct MountRequest {
     pub(crate) target: PathBuf,
     pub(crate) options: FuseMountOptions,
+    pub(crate) of_containers_storage: bool,
     /// Nobody has asked for a format, and whoever reads the upper knows the marks of AUFS, too: it may get those,
     /// should its file system take no others.
     pub(crate) may_be_aufs: bool,
@@ -153,9 +154,11 @@ pub(crate) fn parse(
     }
     let has_format = typed.format.is_some();
     complete(typed, &mut options, caller)?;
-    let may_be_aufs = !has_format && is_of_containers_storage(&options);
+    let of_containers_storage = is_of_containers_storage(&options);
+    let may_be_aufs = of_containers_storage && !has_format;
     let target = PathBuf::from(target);
-    let request = MountRequest { target, options, may_be_aufs, foreground, debug };
+    let request =
+        MountRequest { target, options, of_containers_storage, may_be_aufs, foreground, debug };
     Ok(Request::Mount(Box::new(request)))
 }
 
