@@ -152,6 +152,10 @@ impl Driver for OverlayDriver {
         "overlay"
     }
 
+    fn reads_owners(&self, owners: Owners) -> bool {
+        owners_can_be_shown(owners).is_ok()
+    }
+
     fn probe(&self, target: &ProbeTarget) -> Result<Probe> {
         trial::probe(self, target)
     }
@@ -165,14 +169,14 @@ impl Driver for OverlayDriver {
     }
 
     fn may_show(&self, request: &MountRequest, shown: Shown) -> Result<()> {
+        if shown == Shown::InPlace {
+            return Err(only_by_mounting(self.name()));
+        }
         owners_can_be_shown(request.owners)?;
-        match shown {
-            Shown::InPlace => Err(only_by_mounting(self.name())),
-            Shown::Mounted => match userns::may_administer() {
-                Ok(false) => Err(Error::new(ErrorKind::PermissionDenied, refusal::RIGHTS)),
-                // Where it cannot be told the mount will tell.
-                _ => Ok(()),
-            },
+        match userns::may_administer() {
+            Ok(false) => Err(Error::new(ErrorKind::PermissionDenied, refusal::RIGHTS)),
+            // Where it cannot be told the mount will tell.
+            _ => Ok(()),
         }
     }
 
