@@ -186,6 +186,12 @@ impl IdMap {
             r.host.checked_add(offset)
         })
     }
+
+    /// The id that a file gets of whom makes it. Root is not stopped by having none here, since he prepares the
+    /// mount for those who have: such files get the overflow id, as of fuse-overlayfs.
+    pub(crate) fn host_of_maker(&self, shown: u32) -> Option<u32> {
+        self.host(shown).or_else(|| (shown == 0).then_some(OVERFLOW))
+    }
 }
 
 #[cfg(test)]
@@ -229,7 +235,11 @@ mod tests {
         assert_eq!((map.shown(100_000), map.shown(100_999), map.shown(5)), (0, 999, 2000));
         assert_eq!((map.shown(101_000), map.shown(0)), (OVERFLOW, OVERFLOW));
         assert_eq!((map.host(0), map.host(2000), map.host(1000)), (Some(100_000), Some(5), None));
+        assert_eq!((map.host_of_maker(2000), map.host_of_maker(1000)), (Some(5), None));
         assert_eq!((IdMap::default().shown(7), IdMap::default().host(7)), (7, Some(7)));
+        let without_root = IdMap::new(vec![Range { host: 0, shown: 100_000, len: 65_536 }], None);
+        assert_eq!((without_root.host(0), without_root.host_of_maker(0)), (None, Some(OVERFLOW)));
+        assert_eq!(without_root.host_of_maker(1), None);
     }
 
     #[cfg(feature = "fuse")]

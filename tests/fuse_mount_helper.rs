@@ -20,10 +20,11 @@ use rustix::process::{Pid, Signal, kill_process};
 fn main() {
     let hindrance = suite::needs_root()
         .or_else(|| (!Path::new("/dev/fuse").exists()).then(|| "needs /dev/fuse".to_owned()));
-    let cases: [(&str, fn()); 8] = [
+    let cases: [(&str, fn()); 9] = [
         ("what_is_wrong_is_named_and_nothing_is_mounted", refusals),
         ("help_and_version_are_printed", help),
         ("it_returns_when_the_mount_answers", background),
+        ("without_dev_null_it_says_so_and_serves_in_the_foreground", without_null),
         ("a_signal_writes_back_and_unmounts", signals),
         ("a_signal_detaches_a_mount_that_is_in_use", in_use),
         ("an_upper_has_one_writer", one_writer),
@@ -167,6 +168,32 @@ fn background() {
     assert_eq!(fs::read_to_string(place.path("upper/new")).unwrap(), "new");
 }
 
+/// In a mount namespace whose /dev has nothing but FUSE; it ends with the shell.
+const WITHOUT_NULL: &str = r#"
+place=$1 program=$2
+options="lowerdir=$place/lower,upperdir=$place/upper,workdir=$place/work"
+mount -t tmpfs dev /dev
+mknod /dev/fuse c 10 229
+"$program" -o "$options" "$place/mnt" && exit 1
+# A shell gives /dev/null to what it has in the background.
+{ "$program" -f -o "$options" "$place/mnt" || touch "$place/failed"; } | {
+    until mountpoint -q "$place/mnt"; do [ ! -e "$place/failed" ]; done
+    cat "$place/mnt/file"
+    umount "$place/mnt"
+}
+[ ! -e "$place/failed" ]
+"#;
+
+fn without_null() {
+    let place = Place::new();
+    let output = in_own_mounts(WITHOUT_NULL, &place);
+    let said = text(&output);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("/dev/null") && said.contains("-f serves"), "{said}");
+    assert_eq!(said.trim_end().lines().count(), 1, "{said}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "lower");
+}
+
 fn signals() {
     for end in [Signal::TERM, Signal::INT, Signal::HUP] {
         let place = Place::new();
@@ -238,14 +265,15 @@ grep -F "none $place/mnt fuse.stratafs ro," /proc/self/mounts >/dev/null
 umount "$place/mnt"
 "#;
 
+fn in_own_mounts(script: &str, place: &Place) -> Output {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-euc", script, "-"]);
+    command.arg(place.0.path()).arg(PROGRAM).output().unwrap()
+}
+
 fn by_type() {
     let place = Place::new();
-    let output = Command::new("unshare")
-        .args(["--mount", "--propagation", "private", "sh", "-euc", BY_TYPE, "-"])
-        .arg(place.0.path())
-        .arg(PROGRAM)
-        .output()
-        .unwrap();
+    let output = in_own_mounts(BY_TYPE, &place);
     assert!(output.status.success(), "{}", text(&output));
     assert_eq!(String::from_utf8_lossy(&output.stdout), "lower");
 }

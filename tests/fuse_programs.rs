@@ -1,7 +1,8 @@
 //! Real programs leave the same tree on a union as on a plain file system.
 //!
-//! Each is a shell script, run at one path twice: once with a plain copy of the lower bound there, and
-//! once with the union mounted there.
+//! Each is a shell script, run at one path three times: with a plain copy of the lower there, with the union of
+//! plain directories mounted there, and with a snapshot of a store. Root mounts by himself, and an ordinary user
+//! by fusermount3, in no namespace.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod support {
@@ -14,36 +15,45 @@ mod support {
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-
-use rustix::mount::UnmountFlags;
 
 use support::fuse_union::{self, Engine, Stage};
 use support::{suite, whole_tree};
 
 fn main() {
     fuse_union::enter_own_mount_namespace();
-    let hindrance = Engine::under_test().hindrance();
+    let hindrance = Engine::under_test().hindrance_for_anyone();
     let needs = |tools: &[&str]| {
-        let missing = tools.iter().find(|tool| suite::find_program(tool).is_none());
-        hindrance.clone().or_else(|| missing.map(|tool| format!("needs {tool}")))
+        hindrance.clone().or_else(|| tools.iter().copied().find_map(suite::needs_program))
     };
-    let long = || {
+    let as_root = |tools: &[&str]| suite::needs_root().or_else(|| needs(tools));
+    let long = |hindrance: Option<String>| {
         let asked = std::env::var_os("STRATAFS_FULL").is_some();
-        needs(&["debootstrap"]).or_else(|| (!asked).then(|| "needs STRATAFS_FULL".to_owned()))
+        hindrance.or_else(|| (!asked).then(|| "needs STRATAFS_FULL".to_owned()))
     };
+    let builds = || needs(&["cc"]).or_else(|| toolchain().is_none().then(|| "needs cargo".into()));
     suite::run_one_by_one(vec![
         suite::trial("git", needs(&["git"]), git),
         suite::trial("make", needs(&["make"]), make),
         suite::trial("tar_and_rsync_like_copies", needs(&["tar", "cp"]), copies),
+        suite::trial("rsync", needs(&["rsync"]), rsync),
         suite::trial("sqlite", needs(&["sqlite3"]), sqlite),
-        suite::trial("dpkg", needs(&["dpkg", "dpkg-deb"]), dpkg),
-        suite::trial("debootstrap", long(), debootstrap),
+        suite::trial("cargo", builds(), cargo),
+        suite::trial("npm", long(needs(&["npm"])), npm),
+        suite::trial("dpkg", as_root(&["dpkg", "dpkg-deb"]), dpkg),
+        suite::trial("debootstrap", long(as_root(&["debootstrap"])), debootstrap),
     ]);
 }
 
-// --- a script, twice -----------------------------------------------------------------------------
+/// Where cargo and rustc are, not their wrappers that ask for a home.
+fn toolchain() -> Option<PathBuf> {
+    let output = Command::new("rustc").args(["--print", "sysroot"]).output().ok()?;
+    let bin = Path::new(String::from_utf8(output.stdout).ok()?.trim()).join("bin");
+    bin.join("cargo").is_file().then_some(bin)
+}
+
+// --- a script, three times -----------------------------------------------------------------------
 
 /// What a program does: first what becomes the lower, then what is done on top of it.
 struct Play<'a> {
@@ -51,16 +61,22 @@ struct Play<'a> {
     act: &'a str,
     /// Whether a path's contents are the same each time: not if they tell times, or numbers of files.
     steady: fn(&str) -> bool,
+    /// Whether the program sets a path's modification time.
+    dated: fn(&str) -> bool,
 }
 
 /// Runs it in `at`, with what it needs from beside given as `$TOOLS`; what it prints is the result.
 #[track_caller]
 fn run(script: &str, at: &Path, tools: &Path) -> String {
+    let mut path = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin".to_owned();
+    if let Some(toolchain) = toolchain() {
+        path = format!("{}:{path}", toolchain.display());
+    }
     let output = Command::new("bash")
         .args(["-euo", "pipefail", "-c", script])
         .current_dir(at)
         .env_clear()
-        .env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin")
+        .env("PATH", path)
         .env("TOOLS", tools)
         .env("HOME", tools)
         .env("LC_ALL", "C.UTF-8")
@@ -82,8 +98,8 @@ fn run(script: &str, at: &Path, tools: &Path) -> String {
     said
 }
 
-/// Names, kinds, modes, owners, link counts and steady contents.
-fn shape(root: &Path, steady: fn(&str) -> bool) -> Vec<String> {
+/// Names, kinds, modes, owners, link counts, steady contents, and times that were set.
+fn shape(root: &Path, play: &Play) -> Vec<String> {
     let entries = walkdir::WalkDir::new(root).sort_by_file_name();
     let lines = entries.into_iter().map(|entry| {
         let entry = entry.unwrap();
@@ -92,7 +108,7 @@ fn shape(root: &Path, steady: fn(&str) -> bool) -> Vec<String> {
         let kind = meta.file_type();
         let content = match () {
             () if kind.is_symlink() => fs::read_link(entry.path()).unwrap().display().to_string(),
-            () if kind.is_file() && steady(&name) => {
+            () if kind.is_file() && (play.steady)(&name) => {
                 let bytes = fs::read(entry.path()).unwrap();
                 match bytes.len() {
                     0..200 => bytes.escape_ascii().to_string(),
@@ -104,7 +120,11 @@ fn shape(root: &Path, steady: fn(&str) -> bool) -> Vec<String> {
         };
         let links = if kind.is_dir() { 0 } else { meta.nlink() };
         let (mode, uid, gid) = (meta.mode(), meta.uid(), meta.gid());
-        format!("/{name} {mode:o} {uid}:{gid} {links} {content}")
+        let time = match (play.dated)(&name) {
+            true => format!("{}.{:09}", meta.mtime(), meta.mtime_nsec()),
+            false => String::new(),
+        };
+        format!("/{name} {mode:o} {uid}:{gid} {links} {time} {content}")
     });
     lines.collect()
 }
@@ -114,23 +134,58 @@ fn perform(play: &Play) {
     // Programs take what time they take.
     stage.patience = None;
     let tools = stage.beside("tools");
-    let bind = |what: &Path| rustix::mount::mount_bind(what, &stage.at).unwrap();
-    let unbind = || rustix::mount::unmount(&stage.at, UnmountFlags::empty()).unwrap();
-    bind(&stage.lowers[0]);
-    run(play.lay, &stage.at, &tools);
-    unbind();
+    let at_its_place = |dir: &Path, script: &str| {
+        // In the place of an empty directory.
+        fs::rename(dir, &stage.at).unwrap();
+        let said = run(script, &stage.at, &tools);
+        let shape = shape(&stage.at, play);
+        fs::rename(&stage.at, dir).unwrap();
+        fs::create_dir(&stage.at).unwrap();
+        (said, shape)
+    };
+    at_its_place(&stage.lowers[0], play.lay);
     let plain = stage.beside("plain");
-    let copied = Command::new("cp").arg("-a").arg(stage.lower(".")).arg(&plain).status().unwrap();
+    let lower = stage.lower(".");
+    let copied = Command::new("cp").arg("-a").arg(&lower).arg(&plain).status().unwrap();
     assert!(copied.success());
-    bind(&plain);
-    let expected_words = run(play.act, &stage.at, &tools);
-    let expected = shape(&stage.at, play.steady);
-    unbind();
+    let (expected_words, expected) = at_its_place(&plain, play.act);
+    let same = |what: &str| {
+        assert_eq!(run(play.act, &stage.at, &tools), expected_words, "{what}");
+        let shape = shape(&stage.at, play);
+        whole_tree::assert_same(&format!("plain, and {what}"), &expected, &shape);
+    };
+
     let union = stage.mount();
-    let words = run(play.act, &stage.at, &tools);
-    assert_eq!(words, expected_words);
-    whole_tree::assert_same("plain, and union", &expected, &shape(&stage.at, play.steady));
+    same("union");
     stage.survives(union);
+
+    if !Engine::under_test().is_own() {
+        return;
+    }
+    let store = stage.beside("store");
+    let stratafs = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_stratafs"));
+        command.arg("--root").arg(&store).args(["--driver", "fuse"]).args(arguments);
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {said}");
+    };
+    let (at, layer) = (stage.at.to_str().unwrap(), tools.join("layer.tar"));
+    let tar = ["--format=posix", "--sparse", "--numeric-owner", "-cf"];
+    let mut pack = Command::new("tar");
+    let packed = pack.args(tar).arg(&layer).arg("-C").arg(&lower).arg(".").status().unwrap();
+    assert!(packed.success());
+    stratafs(&["apply", "base", layer.to_str().unwrap()]);
+    stratafs(&["prepare", "work", "base"]);
+    stratafs(&["mount", "work", at]);
+    same("snapshot");
+    let shown = whole_tree::lines(&stage.at);
+    stratafs(&["umount", at]);
+    stratafs(&["commit", "done", "work"]);
+    stratafs(&["view", "look", "done"]);
+    stratafs(&["mount", "look", at]);
+    whole_tree::assert_same("committed", &shown, &whole_tree::lines(&stage.at));
+    stratafs(&["umount", at]);
 }
 
 // --- the programs --------------------------------------------------------------------------------
@@ -177,6 +232,8 @@ fn git() {
             git add d; git commit -qm topic; git push -q origin topic; git repack -q -a -d
             git worktree add -q ../tree main; git -C ../tree status --porcelain
             git worktree remove ../tree
+            cd ../copy; git checkout -q -b side HEAD~2; echo side >side; git add side
+            git commit -qm side; git rebase -q main; git log --oneline | cat; git gc -q; git fsck
             cd ..
             git -C old gc -q --prune=now; git -C old fsck --strict; git -C new fsck --strict
             git -C packed.git fetch -q ../old '+refs/heads/*:refs/heads/*'
@@ -187,6 +244,7 @@ fn git() {
         ),
         // The index tells numbers and times of files.
         steady: |name| !name.ends_with(".git/index"),
+        dated: |_| false,
     });
 }
 
@@ -213,6 +271,7 @@ fn make() {
             cp -p src/2.in src/9.in; make; make -q all
         ",
         steady: |_| true,
+        dated: |name| name == "src/9.in",
     });
 }
 
@@ -222,7 +281,8 @@ fn copies() {
             mkdir -p tree/a/b tree/empty; chmod 1777 tree/empty; chmod 2750 tree/a
             seq 10000 >tree/a/numbers; ln tree/a/numbers tree/a/b/linked; ln -s ../numbers tree/a/b/link
             truncate -s 10M tree/sparse; printf x | dd of=tree/sparse bs=1 seek=5000000 conv=notrunc
-            mkfifo tree/pipe; chown 12:34 tree/a/numbers; touch -d '1960-01-01 UTC' tree/a/b
+            mkfifo tree/pipe; touch -d '1960-01-01 UTC' tree/a/b
+            if [ $UID = 0 ]; then chown 12:34 tree/a/numbers; fi
         ",
         act: r"
             cp -a tree copy; tar -C tree -cf - . | (mkdir untarred; tar -C untarred -xpf -)
@@ -233,9 +293,40 @@ fn copies() {
             du -k --apparent-size untarred/sparse; stat -c '%s %Y' tree/a2/b
             rm -rf tree; mkdir tree; ls -A tree; rm t.tar
             cp -a untarred tree2; diff -r --no-dereference -x pipe untarred tree2
-            install -m 4755 -o 3 copy/a/numbers installed; d=$(mktemp -d XXXXXX); rmdir $d
+            install -m 4755 copy/a/numbers installed; if [ $UID = 0 ]; then chown 3 installed; fi
+            d=$(mktemp -d XXXXXX); rmdir $d
         ",
         steady: |_| true,
+        dated: |name| name.starts_with("untarred") || name.starts_with("tree2"),
+    });
+}
+
+fn rsync() {
+    perform(&Play {
+        lay: r"
+            mkdir -p tree/a/b tree/empty; chmod 2750 tree/a
+            seq 10000 >tree/a/numbers; ln tree/a/numbers tree/a/b/linked; ln -s ../numbers tree/a/b/link
+            for n in $(seq 50); do echo $n >tree/empty/$n; done; truncate -s 5M tree/sparse
+            touch -d '1999-09-09 09:09:09.999999999 UTC' tree/a/numbers
+        ",
+        act: r#"
+            # Which directories have another time depends on the second in which this runs.
+            sync() { rsync -aHi "$@" | grep -v '^\.d' || true; }
+            rsync -aHS tree/ copy/; sync -S --dry-run tree/ copy/
+            echo more >>tree/a/numbers; touch -d '2000-01-01 UTC' tree/a/numbers
+            rm tree/a/b/link tree/empty/7; mv tree/sparse tree/moved
+            ln -s numbers tree/a/link; chmod 600 tree/empty/8; touch -d '2001-01-01 UTC' tree/empty/9
+            sync --delete --fuzzy tree/ copy/
+            rsync -aH --link-dest=$PWD/copy tree/ linked/; find linked -type f -links 2 | wc -l
+            sed -i s/1/one/ tree/a/numbers; touch -d '2002-01-01 UTC' tree/a/numbers
+            sync --inplace --no-whole-file tree/ copy/
+            mv tree/a tree/z; sync --delete-before --delay-updates tree/ copy/
+            sync --dry-run --checksum tree/ copy/; sync --backup --suffix=.old copy/ linked/
+            find tree ! -type f -exec touch -h -d '2003-01-01 01:01:01.123456789 UTC' {} +
+            rsync -aH tree/ copy/
+        "#,
+        steady: |_| true,
+        dated: |name| name.starts_with("copy"),
     });
 }
 
@@ -269,6 +360,84 @@ fn sqlite() {
             ls
         ",
         steady: |name| name != "data.db",
+        dated: |_| false,
+    });
+}
+
+/// Two packages without dependencies beyond each other, and a build script.
+fn cargo() {
+    perform(&Play {
+        lay: r#"
+            mkdir -p app/src part/src
+            printf '%s\n' '[workspace]' 'members = ["app", "part"]' 'resolver = "3"' >Cargo.toml
+            printf '%s\n' '[package]' 'name = "part"' 'version = "1.0.0"' 'edition = "2024"' >part/Cargo.toml
+            echo 'pub fn twice(n: u64) -> u64 { n * 2 }' >part/src/lib.rs
+            printf '%s\n' '[package]' 'name = "app"' 'version = "1.0.0"' 'edition = "2024"' \
+                '[dependencies]' 'part = { path = "../part" }' >app/Cargo.toml
+            echo 'fn main() {
+                println!("cargo::rerun-if-changed=number");
+                let number = std::fs::read_to_string("number").unwrap();
+                let out = std::path::PathBuf::from(std::env::var_os("OUT_DIR").unwrap());
+                std::fs::write(out.join("number.rs"), number).unwrap();
+            }' >app/build.rs
+            echo 21 >app/number
+            echo 'fn main() { println!("{}", part::twice(include!(concat!(env!("OUT_DIR"), "/number.rs")))); }' \
+                >app/src/main.rs
+            CARGO_INCREMENTAL=0 cargo build -q --offline; target/debug/app
+        "#,
+        act: r#"
+            export CARGO_INCREMENTAL=0
+            build() { cargo build -v -j 1 --offline "$@" 2>&1 | grep -oE '(Fresh|Dirty|Compiling) [a-z]*'; }
+            build; target/debug/app
+            touch part/src/lib.rs; build; build
+            echo 22 >app/number; build; target/debug/app
+            sed -i 's/n \* 2/n * 3/' part/src/lib.rs; build; target/debug/app; build
+            mv part moved; sed -i s/part/moved/ Cargo.toml; sed -i s,../part,../moved, app/Cargo.toml
+            build; target/debug/app
+            cargo test -q --offline | grep -c 'test result: ok'
+            for n in 1 2; do
+                CARGO_INCREMENTAL=1 build --target-dir other; other/debug/app; touch app/src/main.rs
+            done
+            rm -r other; cargo clean -q --offline; ls; build --release; target/release/app
+        "#,
+        // They tell times.
+        steady: |name| !name.contains("/.fingerprint/") && !name.ends_with(".rustc_info.json"),
+        dated: |_| false,
+    });
+}
+
+/// Packages packed and installed without the network: one by its archive, one by a link.
+fn npm() {
+    let package = r#"
+        export npm_config_offline=true npm_config_audit=false npm_config_fund=false
+        export npm_config_update_notifier=false npm_config_loglevel=error
+        package() {
+            mkdir -p $1/lib $1/bin; for n in $(seq 100); do echo "module.exports = $n" >$1/lib/$n.js; done
+            echo '{"name":"'$1'","version":"'$2'","main":"lib/7.js","bin":{"'$1'":"bin/run.js"}}' >$1/package.json
+            printf '%s
+' '#!/usr/bin/env node' 'console.log(require("..") * 6)' >$1/bin/run.js
+        }
+    "#;
+    perform(&Play {
+        lay: &format!(
+            r#"{package}
+            package packed 1.0.0; npm pack --silent ./packed; rm -r packed; package linked 1.0.0
+            mkdir app; cd app; npm init -y >$TOOLS/said; npm install ../packed-1.0.0.tgz ../linked >$TOOLS/said
+            npx packed
+            "#
+        ),
+        act: &format!(
+            r#"{package}
+            cd app; npx packed; npx linked; npm ls --parseable | xargs -n 1 basename | sort
+            npm ci >$TOOLS/said; npx packed
+            cd ..; package packed 2.0.0; npm pack --silent ./packed
+            cd app; npm install ../packed-2.0.0.tgz >$TOOLS/said; npx packed; npm ls | grep -c @
+            npm uninstall linked >$TOOLS/said; ls -A node_modules node_modules/.bin; npm prune >$TOOLS/said
+            rm -rf node_modules; npm ci >$TOOLS/said; node -p 'require("packed")'
+            "#
+        ),
+        steady: |_| true,
+        dated: |_| false,
     });
 }
 
@@ -314,6 +483,7 @@ fn dpkg() {
             "
         ),
         steady: |_| true,
+        dated: |_| false,
     });
 }
 
@@ -345,5 +515,6 @@ fn debootstrap() {
                 && !name.contains("etc/machine-id")
                 && !name.contains("etc/shadow")
         },
+        dated: |_| false,
     });
 }

@@ -10,6 +10,7 @@ mod support {
 }
 
 use std::fs;
+use std::io::Read as _;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
@@ -28,7 +29,23 @@ fn main() {
             hindrance.clone(),
             same_as_the_kernel,
         ),
-        suite::trial("containers_run_side_by_side", hindrance, side_by_side),
+        suite::trial("containers_run_side_by_side", hindrance.clone(), side_by_side),
+        suite::trial(
+            "podman_maps_ids_as_with_the_kernel",
+            hindrance.clone(),
+            mapped_as_by_the_kernel,
+        ),
+        suite::trial(
+            "podman_maps_ids_as_with_fuse_overlayfs_on_a_union",
+            hindrance.clone().or_else(|| suite::needs_program("fuse-overlayfs")),
+            mapped_as_by_fuse_overlayfs,
+        ),
+        suite::trial("containers_with_different_maps_run_side_by_side", hindrance.clone(), maps),
+        suite::trial(
+            "an_upper_whose_server_is_about_to_end_is_waited_for",
+            hindrance,
+            about_to_end,
+        ),
         suite::trial("buildah_has_the_same_as_with_fuse_overlayfs", rootless_hindrance(), rootless),
     ]);
 }
@@ -67,19 +84,24 @@ fn is_static(program: &str) -> bool {
 /// A storage of podman's.
 struct Podman {
     dir: tempfile::TempDir,
-    mount_program: Option<&'static str>,
+    mount_program: Option<String>,
 }
 
 impl Podman {
-    fn new(mount_program: Option<&'static str>) -> Podman {
-        let podman = Podman { dir: suite::temp(), mount_program };
+    fn new(mount_program: Option<&str>) -> Podman {
+        Podman::inside(suite::temp(), mount_program)
+    }
+
+    fn inside(dir: tempfile::TempDir, mount_program: Option<&str>) -> Podman {
+        let podman = Podman { dir, mount_program: mount_program.map(str::to_owned) };
         let context = podman.path("context");
         fs::create_dir_all(context.join("root/bin")).unwrap();
         fs::copy(suite::find_program("busybox").unwrap(), context.join("root/bin/busybox"))
             .unwrap();
-        for applet in
-            ["sh", "rm", "mkdir", "chmod", "mv", "ln", "cat", "find", "stat", "xargs", "sort"]
-        {
+        for applet in [
+            "sh", "rm", "mkdir", "chmod", "chown", "mv", "ln", "cat", "find", "stat", "xargs",
+            "sort",
+        ] {
             symlink("busybox", context.join("root/bin").join(applet)).unwrap();
         }
         for path in ["gone/a", "remade/old", "kept/a", "file", "links/one", "etc/passwd", "tmp/x"] {
@@ -113,7 +135,7 @@ impl Podman {
             "--storage-driver",
             "overlay",
         ]);
-        if let Some(program) = self.mount_program {
+        if let Some(program) = &self.mount_program {
             command.arg("--storage-opt").arg(format!("overlay.mount_program={program}"));
         }
         command.args(arguments);
@@ -252,6 +274,154 @@ fn side_by_side() {
         assert_eq!(text(child.wait_with_output().unwrap()), format!("{k}\ncopied"));
     }
     podman.end();
+}
+
+/// The same, of containers with ids of their own: what one sees and makes, the difference, and what is committed, as
+/// it is seen without a map and with another.
+fn outcome_with_ids(podman: &Podman) -> Vec<String> {
+    let context = podman.path("context");
+    let owners = "FROM scratch\n\
+        COPY root /\n\
+        RUN chown 5:6 /file && chown 33:44 /kept && chmod 4755 /file && chown 65535 /tmp/x\n\
+        RUN chmod 755 / /bin /etc /gone /kept /links /remade /tmp\n";
+    fs::write(context.join("Containerfile"), owners).unwrap();
+    podman.build();
+    let map = |first: u32| {
+        let map = format!("0:{first}:65536");
+        ["--uidmap".to_owned(), map.clone(), "--gidmap".to_owned(), map]
+    };
+    let look = "find / -xdev ! -path '/etc*' ! -path '/run*' ! -path '/dev*' ! -path '/proc*' ! -path '/sys*' \
+                ! -type d | sort | xargs stat -c '%n %F %a %u:%g %h %s'; \
+                stat -c '%n %a %u:%g' / /kept /tmp /etc /d";
+    let change = format!(
+        "cat /proc/self/uid_map; echo x > /new; mkdir /d; chown 7:8 /d; rm /tmp/x; chmod 600 /file; echo more >> /file; \
+         ln /new /new2; mv /gone /d; chown 9 /remade/old; (umask 077; echo x > /d/closed; chown 10:11 /d/closed); {look}"
+    );
+    // podman does not always get rid of the shared memory of such a container in time to remove that.
+    let run = |map: &[String], more: &[&str], script: &str| {
+        let map = map.iter().map(String::as_str);
+        let arguments: Vec<&str> = ["--ipc", "none"].into_iter().chain(map).collect();
+        podman.run(&[&arguments, more, &["sh", "-c", script]].concat())
+    };
+    let changed = run(&map(100_000), &["--name", "changed", "built"], &change);
+    let diff = podman.podman(&["diff", "changed"]);
+    let mut diff: Vec<&str> = diff.lines().collect();
+    diff.sort_unstable();
+    podman.podman(&["commit", "-q", "changed", "committed"]);
+    let committed = ["--rm", "committed"];
+    let again = run(&map(300_000), &committed, look);
+    vec![changed, diff.join("\n"), run(&[], &committed, look), again]
+}
+
+fn mapped_as_by_the_kernel() {
+    let outcome = |mount_program| {
+        let podman = Podman::new(mount_program);
+        let outcome = outcome_with_ids(&podman);
+        podman.end();
+        outcome
+    };
+    let (ours, kernels) = (outcome(OURS), outcome(None));
+    assert_eq!(ours, kernels);
+    assert!(ours[0].contains("/file regular file 600 5:6") && ours[0].contains("/d 755 7:8"));
+}
+
+/// Where mounts cannot be idmapped podman leaves it to the program, to which it tells the map; here on an overlay,
+/// as in a container without a volume, where there can be no whiteouts of the overlay formats, either.
+fn mapped_as_by_fuse_overlayfs() {
+    let outcome = |mount_program: Option<&str>| {
+        // The kernel puts no upper on a union, nor one on a file system in memory everywhere.
+        let disk = tempfile::tempdir_in("/var/tmp").unwrap();
+        let [lower, upper, work, at] = ["lower", "upper", "work", "at"].map(|name| {
+            let path = disk.path().join(name);
+            fs::create_dir(&path).unwrap();
+            path
+        });
+        let options = format!(
+            "lowerdir={},upperdir={},workdir={}",
+            lower.display(),
+            upper.display(),
+            work.display()
+        );
+        let options = std::ffi::CString::new(options).unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("overlay", &at, "overlay", flags, &*options).unwrap();
+        let podman = Podman::inside(tempfile::tempdir_in(&at).unwrap(), mount_program);
+        let outcome = outcome_with_ids(&podman);
+        podman.end();
+        rustix::mount::unmount(&at, rustix::mount::UnmountFlags::DETACH).unwrap();
+        outcome
+    };
+    let theirs = suite::find_program("fuse-overlayfs").unwrap();
+    let (ours, theirs) = (outcome(OURS), outcome(theirs.to_str()));
+    assert_eq!(ours, theirs);
+    // What is committed has the owners that were seen.
+    assert!(ours[2].contains("/file regular file 600 5:6") && ours[2].contains("/d 755 7:8"));
+}
+
+fn maps() {
+    let podman = Podman::new(OURS);
+    podman.build();
+    let start = |k: usize| -> Child {
+        let map = format!("0:{}:65536", 100_000 * (k + 1));
+        let script = "cat /proc/self/uid_map; for i in 1 2 3 4 5; do echo $i > /f-$i; chown $i /f-$i; done; \
+                      stat -c %u:%g /f-* /bin/busybox; cat /copied";
+        let mut more = vec!["--rm"];
+        if k > 0 {
+            more.extend(["--uidmap", &map, "--gidmap", &map]);
+        }
+        more.extend(["built", "sh", "-c", script]);
+        podman
+            .command(&podman.confined("run", &more))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let running: Vec<_> = (0..4).map(start).collect();
+    for (k, child) in running.into_iter().enumerate() {
+        let said = text(child.wait_with_output().unwrap());
+        let (map, rest) = said.split_once('\n').unwrap();
+        let first = map.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap();
+        assert_eq!(first, if k > 0 { 100_000 * (k + 1) } else { 0 });
+        assert_eq!(rest, "1:0\n2:0\n3:0\n4:0\n5:0\n0:0\ncopied", "{k}");
+    }
+    podman.end();
+}
+
+/// The namespace of a container that has ended keeps its mount for a moment, with the server.
+fn about_to_end() {
+    let dir = suite::temp();
+    let path = |name: &str| dir.path().join(name);
+    for made in ["lower", "diff", "work", "merged"] {
+        fs::create_dir(path(made)).unwrap();
+    }
+    fs::write(path("link"), "SHORT").unwrap();
+    let root = dir.path().display();
+    let options = format!("lowerdir={root}/lower,upperdir={root}/diff,workdir={root}/work");
+    let mount = || {
+        let mut command = Command::new(OURS.unwrap());
+        command.arg("-o").arg(&options).arg(path("merged")).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    text(mount().wait_with_output().unwrap());
+    let mut container = Command::new("unshare");
+    container.args(["--mount", "sh", "-c", "echo there; exec cat"]);
+    let mut container = container.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut there = [0; 6];
+    container.stdout.as_mut().unwrap().read_exact(&mut there).unwrap();
+    rustix::mount::unmount(path("merged"), rustix::mount::UnmountFlags::DETACH).unwrap();
+    let lock = path("work/stratafs/lock");
+    let refused = || fs::metadata(&lock).unwrap().modified().unwrap();
+    let before = refused();
+    let mut again = mount();
+    // The first server says so that somebody sees its mount.
+    while refused() == before {
+        assert!(again.try_wait().unwrap().is_none(), "it has not asked");
+        std::thread::yield_now();
+    }
+    drop(container.stdin.take());
+    container.wait().unwrap();
+    text(again.wait_with_output().unwrap());
+    rustix::mount::unmount(path("merged"), rustix::mount::UnmountFlags::empty()).unwrap();
 }
 
 // --- without root --------------------------------------------------------------------------------

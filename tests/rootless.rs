@@ -249,7 +249,8 @@ fn output_and_diff(driver: &str) {
     assert_eq!(String::from_utf8_lossy(&run.stdout), "out\nkept\n");
     assert_eq!(String::from_utf8_lossy(&run.stderr), "err\nA /d\nD /etc/motd\nA /etc/new\n");
     assert_eq!(run.status.code(), Some(7));
-    // Silent about it unless asked, for who is no terminal.
+    // Silent about it unless asked, for who is no terminal; and about the driver that is taken.
+    assert_eq!(fixture.ok(&["run", "image", "true"]), "");
     let run = fixture.run(&["--driver", driver, "run", "image", "touch", "/x"]);
     assert!(run.status.success() && run.stderr.is_empty(), "{run:?}");
     // Standard input is the command's.

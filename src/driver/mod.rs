@@ -221,6 +221,12 @@ pub trait Driver: sealed::Sealed + Debug + Send + Sync {
         false
     }
 
+    /// Whether the engine shows owners that are kept so. The default is that it does; one that does not is tried
+    /// only where there is no other.
+    fn reads_owners(&self, _owners: Owners) -> bool {
+        true
+    }
+
     /// Whether the view is shown as a tree at [`MountRequest::tree`], a copy of the layers that no
     /// longer needs them. The default is that it is not: the layers themselves are used.
     fn needs_tree(&self, _request: &MountRequest, _shown: Shown) -> bool {

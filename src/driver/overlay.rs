@@ -167,6 +167,10 @@ impl Driver for OverlayDriver {
         OverlayDriver::NAME
     }
 
+    fn reads_owners(&self, owners: Owners) -> bool {
+        owners_can_be_shown(owners).is_ok()
+    }
+
     fn probe(&self, target: &ProbeTarget) -> Result<Probe> {
         trial::probe(self, target)
     }

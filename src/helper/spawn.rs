@@ -1,5 +1,6 @@
 //! The starter's side: starts a helper, and asks it to unmount.
 
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -15,6 +16,9 @@ use crate::sys::{socket, wait};
 
 /// How long a helper may take to mount. That takes an instant; a program that is no helper may wait for ever.
 const TO_MOUNT: Duration = Duration::from_secs(60);
+
+/// What takes the place of a helper's standard streams.
+const NULL: &str = "/dev/null";
 
 /// A helper that serves a mount. Dropped, it goes on serving.
 #[derive(Debug)]
@@ -41,7 +45,8 @@ impl Helper {
         let program = command.program();
         let mut start = Command::new(program);
         start.arg0("stratafs-helper").arg(REQUEST);
-        start.stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null());
+        let null = || File::options().write(true).open(NULL).at("open, for a helper,", NULL);
+        start.stdin(Stdio::from(theirs)).stdout(null()?).stderr(null()?);
         let child = start.spawn().at("start as a helper the program", program)?;
         // Its copy of the other end: else its end would not be noticed.
         drop(start);

@@ -8,6 +8,7 @@
 //! `Documentation/filesystems/overlayfs.rst`; aufs(5).
 
 use std::io;
+use std::os::fd::AsFd as _;
 
 use super::LayerFormat;
 use crate::path::{Name, RelPath};
@@ -131,10 +132,7 @@ pub(crate) fn is_opaque(format: LayerFormat, dir: &Dir) -> io::Result<bool> {
 pub(crate) fn make_opaque(format: LayerFormat, dir: &Dir) -> io::Result<()> {
     match xattr_key(format, "opaque") {
         Some(key) => xattr::set(Of::dir(dir), key.as_bytes(), b"y"),
-        None => match dir.create_file(&opaque_name()?, 0o444) {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            done => done.map(drop),
-        },
+        None => make_file(dir, &opaque_name()?),
     }
 }
 
@@ -146,12 +144,30 @@ pub(crate) fn make_whiteout(format: LayerFormat, dir: &Dir, name: &Name) -> io::
         }
         LayerFormat::Aufs => {
             let mark = whiteout_name(name).ok_or_else(errno::name_too_long)?;
-            match dir.create_file(&mark, 0o444) {
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-                done => done.map(drop),
-            }
+            make_file(dir, &mark)
         }
     }
+}
+
+/// Makes a mark that is a file, unless it is there. Its mode is the same whatever the umask is, which may be that of
+/// somebody who asked this thread for something before.
+fn make_file(dir: &Dir, mark: &Name) -> io::Result<()> {
+    const MODE: u32 = 0o444;
+    let file = match dir.create_file(mark, MODE) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        made => made?,
+    };
+    let place = dir.place(Of::Fd(file.as_fd()));
+    let given = place.stat().and_then(|stat| match stat.mode {
+        MODE => Ok(()),
+        _ => place.chmod(MODE),
+    });
+    // What failed is not to have happened.
+    given.inspect_err(|_| {
+        if let Err(e) = dir.unlink(mark) {
+            tracing::warn!(?mark, error = %e, "cannot remove a mark that could not be completed");
+        }
+    })
 }
 
 fn opaque_name() -> io::Result<Name> {
@@ -236,6 +252,7 @@ pub(crate) fn is_union_xattr(key: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::owners::Owners;
 
     fn name(s: &str) -> Name {
         Name::new(s).unwrap()
@@ -301,6 +318,27 @@ mod tests {
                 .collect();
             assert!(marks.contains(&Mark::Whiteout(name("gone"))), "{marks:?}");
             assert!(!marks.contains(&Mark::None), "{marks:?}");
+        }
+    }
+
+    #[test]
+    fn marks_that_are_files_have_one_mode_whatever_the_umask_is() {
+        use crate::sys::umask;
+        let tmp = tempfile::tempdir_in("/var/tmp").unwrap();
+        for owners in [Owners::OfFiles, Owners::InXattrs] {
+            for mask in [0, 0o022, 0o027, 0o777] {
+                umask::set_on_this_thread(0o022).unwrap();
+                let path = tmp.path().join(format!("{owners:?}-{mask:o}"));
+                std::fs::create_dir(&path).unwrap();
+                let dir = Dir::open_with(&path, owners).unwrap();
+                umask::set_on_this_thread(mask).unwrap();
+                make_opaque(LayerFormat::Aufs, &dir).unwrap();
+                make_whiteout(LayerFormat::Aufs, &dir, &name("gone")).unwrap();
+                for mark in [".wh..wh..opq", ".wh.gone"] {
+                    let mode = dir.stat_at(&name(mark)).unwrap().mode;
+                    assert_eq!(mode, 0o444, "{mark}, {owners:?}, {mask:o}");
+                }
+            }
         }
     }
 

@@ -75,8 +75,8 @@ impl Union {
     pub(crate) fn make(&self, parent: &Arc<Node>, name: &Name, make: &Make) -> io::Result<Entry> {
         let upper = self.writable()?;
         check_name(upper.format, name)?;
-        let uid = self.options.uids.host(make.uid).ok_or(Code::Overflow)?;
-        let gid = self.options.gids.host(make.gid).ok_or(Code::Overflow)?;
+        let uid = self.options.uids.host_of_maker(make.uid).ok_or(Code::Overflow)?;
+        let gid = self.options.gids.host_of_maker(make.gid).ok_or(Code::Overflow)?;
         let make = Make { uid, gid, ..make.clone() };
         let _names = parent.names.lock();
         let (view, dir) = self.parent_dir(upper, parent)?;

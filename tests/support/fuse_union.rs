@@ -57,12 +57,25 @@ impl Engine {
     pub fn hindrance(&self) -> Option<String> {
         suite::needs_root().or_else(|| match self {
             Engine::Kernel => None,
-            _ => {
-                let device = File::options().read(true).write(true).open("/dev/fuse");
-                device.is_err().then(|| "needs /dev/fuse".to_owned())
-            }
+            _ => needs_device(),
         })
     }
+
+    /// The same for a suite that an ordinary user runs, too, whose mounts fusermount3 makes.
+    pub fn hindrance_for_anyone(&self) -> Option<String> {
+        if suite::needs_root().is_none() {
+            return self.hindrance();
+        }
+        match self {
+            Engine::Kernel => suite::needs_root(),
+            _ => needs_device().or_else(|| suite::needs_program("fusermount3")),
+        }
+    }
+}
+
+fn needs_device() -> Option<String> {
+    let device = File::options().read(true).write(true).open("/dev/fuse");
+    device.is_err().then(|| "needs /dev/fuse".to_owned())
 }
 
 /// Why only another file system than the one under test can be tested so, if it is.
@@ -171,9 +184,13 @@ impl Stage {
             let (upper, work) = (upper.display(), work.unwrap_or(own_work).display());
             options.push_str(&format!(",upperdir={upper},workdir={work}"));
         }
+        // What fusermount3 gives to an ordinary user.
+        let privileged = suite::needs_root().is_none();
         match engine {
             Engine::Own(_) => {
-                options.push_str(",dev,suid,allow_other");
+                if privileged {
+                    options.push_str(",dev,suid,allow_other");
+                }
                 if self.format == Format::Aufs {
                     options.push_str(",format=aufs");
                 }
@@ -185,7 +202,9 @@ impl Stage {
                 options.push_str(",redirect_dir=on,metacopy=on,index=off");
             }
             Engine::Program(_) => {
-                options.push_str(",dev,suid");
+                if privileged {
+                    options.push_str(",dev,suid");
+                }
                 options.push_str(&self.more);
             }
         }
@@ -220,13 +239,14 @@ impl Stage {
         self.shows(&shown);
     }
 
-    /// Asserts that a new mount shows this tree, and that of the kernel's overlayfs does too.
+    /// Asserts that a new mount shows this tree, and that of the kernel's overlayfs, if root may make one, does
+    /// too.
     #[track_caller]
     pub fn shows(&self, expected: &[String]) {
         let again = self.mount();
         whole_tree::assert_same("mounted again", expected, &whole_tree::lines(again.path()));
         again.unmount();
-        if self.format == Format::Overlay {
+        if self.format == Format::Overlay && suite::needs_root().is_none() {
             let kernel = self.mount_by_the_kernel();
             let shown = whole_tree::lines(kernel.path());
             whole_tree::assert_same("mounted by the kernel", expected, &shown);
@@ -322,8 +342,14 @@ impl Union {
             let start = Instant::now();
             let unmounted = loop {
                 match rustix::mount::unmount(&self.at, UnmountFlags::empty()) {
+                    // The kernel lets root alone, and fusermount3 who mounted by it.
+                    Err(rustix::io::Errno::PERM) if unmounts_by_fusermount(&self.at) => {
+                        break Ok(());
+                    }
                     // The server itself uses the mount for a moment after it is there.
-                    Err(rustix::io::Errno::BUSY) if start.elapsed() < Duration::from_secs(10) => {
+                    Err(rustix::io::Errno::BUSY | rustix::io::Errno::PERM)
+                        if start.elapsed() < Duration::from_secs(10) =>
+                    {
                         std::thread::sleep(Duration::from_millis(1));
                     }
                     result => break result,
@@ -331,7 +357,9 @@ impl Union {
             };
             if let Err(e) = unmounted {
                 // Somebody has a file open in it, or its server is dead.
-                rustix::mount::unmount(&self.at, UnmountFlags::DETACH).ok();
+                if rustix::mount::unmount(&self.at, UnmountFlags::DETACH).is_err() {
+                    Command::new("fusermount3").args(["-u", "-z"]).arg(&self.at).status().ok();
+                }
                 self.kill();
                 return Err(format!("{at} does not unmount: {e}: {log}"));
             }
@@ -362,6 +390,11 @@ impl Drop for Union {
             ended.unwrap();
         }
     }
+}
+
+fn unmounts_by_fusermount(at: &Path) -> bool {
+    let mut command = Command::new("fusermount3");
+    command.args(["-u", "-q"]).arg(at).status().is_ok_and(|status| status.success())
 }
 
 fn is_fuse(at: &Path) -> bool {

@@ -14,10 +14,11 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
-use stratafs::{ErrorKind, FuseMount, FuseUnmounter, UpperDir};
+use stratafs::{ErrorKind, FuseMount, FuseUnmounter, LayerFormat, UpperDir};
 use tracing::level_filters::LevelFilter;
 
 use options::{Caller, MountRequest, Request};
@@ -26,6 +27,12 @@ use options::{Caller, MountRequest, Request};
 const IN_BACKGROUND: &str = "--in-background";
 /// What it says when the mount answers.
 const READY: u8 = b'1';
+
+/// What takes the place of its standard streams.
+const NULL: &str = "/dev/null";
+
+/// How long a server of an upper in containers/storage may take to end that nobody sees any more in this namespace.
+const TO_END: Duration = Duration::from_secs(3);
 
 const USAGE: &str = "\
 Mounts a union of directories over FUSE, in the manner of overlayfs and AUFS.
@@ -120,11 +127,14 @@ fn log(debug: bool) {
 /// Has the program run in the background, and waits until the mount answers.
 fn go_to_background(arguments: &[OsString]) -> Result<(), String> {
     let program = std::env::current_exe().map_err(|e| format!("cannot find this program: {e}"))?;
+    let null = File::open(NULL).map_err(|e| {
+        format!("cannot open {NULL}, which a server in the background needs (-f serves in the foreground): {e}")
+    })?;
     let mut child = Command::new(program)
         .arg0("stratafs-fuse")
         .arg(OsStr::new(IN_BACKGROUND))
         .args(arguments)
-        .stdin(Stdio::null())
+        .stdin(null)
         .stdout(Stdio::piped())
         .spawn()
         .map_err(|e| format!("cannot start the server: {e}"))?;
@@ -148,7 +158,16 @@ fn go_to_background(arguments: &[OsString]) -> Result<(), String> {
 
 /// Mounts; an upper that only a server keeps whose mount nobody sees any more is taken over.
 fn mount(request: &MountRequest) -> stratafs::Result<FuseMount> {
-    let mount = || FuseMount::new(&request.target, &request.options);
+    let mount = || match FuseMount::new(&request.target, &request.options) {
+        // No other marks can be made on a union.
+        Err(e) if e.kind() == ErrorKind::Unsupported && request.may_be_aufs => {
+            tracing::debug!(error = %e, "with marks of AUFS instead");
+            let mut options = request.options.clone();
+            options.format = LayerFormat::Aufs;
+            FuseMount::new(&request.target, &options)
+        }
+        mounted => mounted,
+    };
     let refused = match mount() {
         Err(e) if e.kind() == ErrorKind::Busy => e,
         mounted => return mounted,
@@ -158,6 +177,19 @@ fn mount(request: &MountRequest) -> stratafs::Result<FuseMount> {
         Some(Err(e)) => {
             tracing::warn!(error = %e, "cannot find out who has the upper");
             Err(refused)
+        }
+        // podman unmounts while the namespace of the container that has ended is still being taken down, and mounts
+        // again.
+        Some(Ok(false)) if request.of_containers_storage => {
+            let start = Instant::now();
+            loop {
+                match mount() {
+                    Err(e) if e.kind() == ErrorKind::Busy && start.elapsed() < TO_END => {
+                        std::thread::sleep(Duration::from_millis(5));
+                    }
+                    mounted => return mounted,
+                }
+            }
         }
         _ => Err(refused),
     }

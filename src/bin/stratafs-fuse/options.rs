@@ -6,7 +6,7 @@
 use std::ffi::{OsStr, OsString};
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use stratafs::{FuseLayer, FuseMountOptions, IdRange, LayerFormat, Owners, UpperDir};
@@ -24,6 +24,10 @@ pub(crate) enum Request {
 pub(crate) struct MountRequest {
     pub(crate) target: PathBuf,
     pub(crate) options: FuseMountOptions,
+    pub(crate) of_containers_storage: bool,
+    /// Nobody has asked for a format, and whoever reads the upper knows the marks of AUFS, too: it may get those,
+    /// should its file system take no others.
+    pub(crate) may_be_aufs: bool,
     /// `-f`: stay in the foreground.
     pub(crate) foreground: bool,
     /// `-d`: say what happens.
@@ -148,9 +152,14 @@ pub(crate) fn parse(
             }
         }
     }
+    let has_format = typed.format.is_some();
     complete(typed, &mut options, caller)?;
+    let of_containers_storage = is_of_containers_storage(&options);
+    let may_be_aufs = of_containers_storage && !has_format;
     let target = PathBuf::from(target);
-    Ok(Request::Mount(Box::new(MountRequest { target, options, foreground, debug })))
+    let request =
+        MountRequest { target, options, of_containers_storage, may_be_aufs, foreground, debug };
+    Ok(Request::Mount(Box::new(request)))
 }
 
 /// What becomes of backslashes.
@@ -366,7 +375,10 @@ fn branches(value: &[u8], shown: &OsStr) -> Result<Vec<(OsString, bool)>, String
 }
 
 fn id_ranges(value: &[u8], shown: &OsStr) -> Result<Vec<IdRange>, String> {
+    // containers/storage begins with a colon, and fuse-overlayfs takes no notice of it.
     let numbers = value
+        .strip_prefix(b":")
+        .unwrap_or(value)
         .split(|b| *b == b':')
         .map(|id| number(id, shown))
         .collect::<Result<Vec<u32>, String>>()?;
@@ -447,10 +459,13 @@ fn complete(typed: Typed, options: &mut FuseMountOptions, caller: Caller) -> Res
         }
         (None, Some(_)) => return Err("workdir= has no use without upperdir=".to_owned()),
     };
-    if options.upper.as_ref().is_some_and(|upper| stratafs::is_of_containers_storage(&upper.dir)) {
+    if is_of_containers_storage(options) {
         // Another program may mount the container next time, and knows nothing of either.
         options.redirects &= typed.redirects;
         options.metacopy &= typed.metacopy;
+    }
+    if options.upper.as_ref().is_some_and(|upper| are_mapped_already(upper, &lowers)) {
+        (options.uids, options.gids) = (Vec::new(), Vec::new());
     }
     options.lowers = lowers.into_iter().map(|dir| FuseLayer { dir: dir.into(), format }).collect();
     if options.lowers.is_empty() && options.upper.is_none() {
@@ -458,6 +473,19 @@ fn complete(typed: Typed, options: &mut FuseMountOptions, caller: Caller) -> Res
     }
     options.allow_other = allow_other || caller.is_root;
     Ok(())
+}
+
+fn is_of_containers_storage(options: &FuseMountOptions) -> bool {
+    options.upper.as_ref().is_some_and(|upper| stratafs::is_of_containers_storage(&upper.dir))
+}
+
+/// Whether the lowers are what containers/storage makes of layers, beside the upper, for a container with ids of its
+/// own where the file system can be mounted idmapped: they show the container's ids already. It tells the mapping
+/// nevertheless. The upper has ids as they are written, then, as with the kernel's overlayfs.
+fn are_mapped_already(upper: &UpperDir, lowers: &[OsString]) -> bool {
+    let Some(container) = upper.dir.parent() else { return false };
+    let mapped = container.join("mapped");
+    !lowers.is_empty() && lowers.iter().all(|lower| Path::new(lower).starts_with(&mapped))
 }
 
 #[cfg(test)]

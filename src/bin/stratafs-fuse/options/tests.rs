@@ -113,6 +113,25 @@ fn ids_times_and_flags() {
 }
 
 #[test]
+fn mappings_as_containers_storage_tells_them() {
+    let ranges = |list: &str| {
+        let options = mount(&["/m", "-o", list]).unwrap().options;
+        (options.uids, options.gids)
+    };
+    let maps = "uidmapping=:0:100000:65536,gidmapping=:0:200000:65536:70000:5:1";
+    let told = ranges(&format!("lowerdir=/s/l/A,upperdir=/s/c/diff,workdir=/s/c/work,{maps}"));
+    let range = |host, shown, len| IdRange { host, shown, len };
+    let gids = vec![range(0, 200_000, 65536), range(70_000, 5, 1)];
+    assert_eq!(told, (vec![range(0, 100_000, 65536)], gids));
+    // Its idmapped mounts of the layers.
+    let mapped =
+        "lowerdir=/s/c/mapped/0/l/A:/s/c/mapped/0/l/B,upperdir=/s/c/diff,workdir=/s/c/work";
+    assert_eq!(ranges(&format!("{mapped},{maps}")), (vec![], vec![]));
+    let partly = mapped.replace("/s/c/mapped/0/l/B", "/s/l/B");
+    assert_eq!(ranges(&format!("{partly},{maps}")).0.len(), 1);
+}
+
+#[test]
 fn what_is_wrong_is_named() {
     let with = |list: &str| mount(&["/m", "-o", list]).unwrap_err();
     for (list, named) in [
