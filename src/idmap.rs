@@ -237,7 +237,7 @@ mod tests {
         assert_eq!((map.host(0), map.host(2000), map.host(1000)), (Some(100_000), Some(5), None));
         assert_eq!((map.host_of_maker(2000), map.host_of_maker(1000)), (Some(5), None));
         assert_eq!((IdMap::default().shown(7), IdMap::default().host(7)), (7, Some(7)));
-        let without_root = IdMap::new(vec![Range { host: 0, shown: 100_000, len: 65_536 }], None);
+        let without_root = IdMap::new(vec![IdRange { host: 0, shown: 100_000, len: 65_536 }], None);
         assert_eq!((without_root.host(0), without_root.host_of_maker(0)), (None, Some(OVERFLOW)));
         assert_eq!(without_root.host_of_maker(1), None);
     }

@@ -221,8 +221,7 @@ pub trait Driver: sealed::Sealed + Debug + Send + Sync {
         false
     }
 
-    /// Whether the engine shows owners that are kept so. The default is that it does; one that does not is tried
-    /// only where there is no other.
+    /// Whether the engine shows owners that are kept so. The default is that it does.
     fn reads_owners(&self, _owners: Owners) -> bool {
         true
     }

@@ -48,8 +48,6 @@ pub struct OverlayDriver {
 }
 
 impl OverlayDriver {
-    pub(crate) const NAME: &str = "overlay";
-
     /// An engine that has yet to find out what the kernel can do.
     pub fn new() -> Self {
         OverlayDriver::default()
@@ -164,7 +162,7 @@ impl sealed::Sealed for OverlayDriver {}
 
 impl Driver for OverlayDriver {
     fn name(&self) -> &'static str {
-        OverlayDriver::NAME
+        "overlay"
     }
 
     fn reads_owners(&self, owners: Owners) -> bool {

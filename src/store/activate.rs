@@ -214,13 +214,9 @@ impl Store {
         Ok((row, hold))
     }
 
-    /// The drivers to try for a snapshot: without those that would show its files as somebody else's, if there are
-    /// others. One that stands as a copy stays one, if no driver was chosen.
+    /// The drivers to try for a snapshot. One that stands as a copy stays one, if no driver was chosen.
     fn drivers_for(&self, row: &Row) -> Result<Vec<&dyn Driver>> {
-        let mut all: Vec<&dyn Driver> = self.drivers().collect();
-        if all.iter().any(|driver| driver.reads_owners(self.layout.owners)) {
-            all.retain(|driver| driver.reads_owners(self.layout.owners));
-        }
+        let all: Vec<&dyn Driver> = self.drivers().collect();
         match all.split_last() {
             Some((last, [_, ..])) if self.tree_dir(row)?.is_some() => Ok(vec![*last]),
             _ => Ok(all),

@@ -178,8 +178,8 @@ impl DriverChoice {
     }
 
     fn fitting(self, mut drivers: Vec<Box<dyn Driver>>, owners: Owners) -> Vec<Box<dyn Driver>> {
-        if self == DriverChoice::Auto && owners == Owners::InXattrs {
-            drivers.retain(|driver| driver.name() != OverlayDriver::NAME);
+        if self == DriverChoice::Auto {
+            drivers.retain(|driver| driver.reads_owners(owners));
         }
         drivers
     }
