@@ -195,6 +195,21 @@ fn same_store() {
     if left.status.success() {
         fixture.ok(&["rm", "inside"]);
     }
+    // A process that serves it ends when somebody else wants the snapshot, since nobody sees that mount.
+    let fixture = Fixture::with_image();
+    let script = format!(
+        "{PROGRAM} prepare left image > /dev/null && mkdir mnt && {PROGRAM} --driver fuse mount left mnt && \
+         echo x > mnt/made"
+    );
+    fixture.ok(&["unshare", "--", "sh", "-c", &script]);
+    assert_eq!(fixture.ok(&["diff", "left"]), "A /made\n");
+    fixture.ok(&["commit", "done", "left"]);
+    fixture.ok(&["prepare", "left", "image"]);
+    let script = format!("{PROGRAM} --driver fuse mount left mnt && [ -e mnt/etc/group ]");
+    fixture.ok(&["unshare", "--", "sh", "-c", &script]);
+    fixture.ok(&["rm", "left"]);
+    fixture.ok(&["rm", "done"]);
+    assert_eq!(fixture.ok(&["gc"]), "");
     let store = fixture.ok(&["unshare", "--", "sh", "-c", "echo $STRATAFS_ROOT"]);
     assert_eq!(store.trim_end(), fixture.path("store").to_str().unwrap());
     assert!(fixture.mounts().is_empty(), "{:?}", fixture.mounts());

@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use super::target::Target;
 use super::union::find_transport;
-use super::unseen::MAY_BE_ASKED;
 use super::{Restrictions, UpperDir, own_work};
 use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::fuse::unseen::MAY_BE_ASKED;
 use crate::fuse::{BUSY_POLL, Mounted, Session, SessionOptions, Transport, lock_work};
 use crate::idmap::{IdMap, IdRange};
 use crate::layer::LayerFormat;

@@ -11,6 +11,7 @@ mod reply;
 mod requests;
 mod session;
 mod union_fs;
+pub(crate) mod unseen;
 mod view;
 
 pub(crate) use busy_poll::BUSY_POLL;

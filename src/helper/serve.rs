@@ -6,8 +6,8 @@ use std::path::Path;
 use super::protocol::Message;
 use super::{hear, say};
 use crate::error::{Error, ErrorKind, IoContext, Result};
-use crate::fuse::{Session, View};
-use crate::sys::{daemon, mount, mountinfo, wait};
+use crate::fuse::{Mounted, Session, View, ViewUpper, unseen};
+use crate::sys::{daemon, mount, mountinfo, signals, wait};
 
 /// How a helper ends: what it exits with.
 pub(super) fn run() -> i32 {
@@ -29,7 +29,12 @@ fn serve(socket: &OwnedFd) -> Result<()> {
         return Err(Error::new(ErrorKind::Incompatible, text));
     };
     let (ended, until_end) = std::io::pipe().at("make a pipe for", &target)?;
+    // Before there are other threads.
+    signals::block_questions().at("block SIGUSR1 in", "a helper")?;
     let mut session = mount(&view, &target, until_end.into())?;
+    if let Some(upper) = &view.upper {
+        end_when_unseen(upper, session.mounted().clone())?;
+    }
     let root = session.root()?;
     let ids = mountinfo::ids(&root).at("identify the mount on", &target)?;
     drop(root);
@@ -56,6 +61,28 @@ fn serve(socket: &OwnedFd) -> Result<()> {
 fn mount(view: &View, target: &Path, until_end: OwnedFd) -> Result<Session> {
     let dir = mount::open_dir_path(target).at("open mount target", target)?;
     view.mount(&dir, target, Some(until_end))
+}
+
+/// Unmounts when somebody asks who wants the upper, if nobody sees the mount any more: it was made in a namespace that
+/// all others have left.
+fn end_when_unseen(upper: &ViewUpper, mounted: Mounted) -> Result<()> {
+    let asked_for = upper.clone();
+    let wait = move || {
+        while signals::be_asked().is_ok() {
+            let unmounted = match unseen::nobody_sees_the_mount_on(&asked_for) {
+                Ok(true) => mounted.unmount(false).and_then(|kept| kept).map(|()| true),
+                other => other,
+            };
+            match unmounted {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(e) => tracing::warn!(error = %e, "asked whether anybody sees the mount"),
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name("stratafs-asked".to_owned()).spawn(wait);
+    thread.at("start a thread for", "the questions of others")?;
+    unseen::may_be_asked(upper)
 }
 
 /// Does what the starter asks for; whether he may ask again.

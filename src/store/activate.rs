@@ -22,7 +22,6 @@ use crate::driver::{
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::marks;
 use crate::progress::ignore_progress;
-use crate::sys::lock::Sharing;
 use crate::sys::userns;
 
 impl Store {
@@ -200,7 +199,7 @@ impl Store {
 
     /// Holds a snapshot that this store has mounted nowhere, and reads it again.
     pub(super) fn hold_unmounted(&self, key: &str, row: &Row) -> Result<(Row, Hold)> {
-        let hold = self.try_hold(row.id, Sharing::Exclusive)?.ok_or_else(|| held(&row.info))?;
+        let hold = self.try_hold_alone(row)?.ok_or_else(|| held(&row.info))?;
         // It may have been removed or committed before it was held.
         let row = match self.metadata.read(|tx| tx.find(key))? {
             Some(now) if now.id == row.id => now,

@@ -17,7 +17,7 @@ use crate::layer::walk::{Descend, has_vanished, walk};
 use crate::layer::{LayerFormat, Usage};
 use crate::progress::{Phase, Progress, ProgressFn, ignore_progress, report};
 use crate::sys::dir::Dir;
-use crate::sys::lock::{Flock, Sharing};
+use crate::sys::lock::Flock;
 use crate::sys::xattr::Of;
 
 impl Store {
@@ -140,7 +140,7 @@ impl Store {
     /// Holds the snapshot of `row`, if nobody else does, and reads it again: it may have been mounted,
     /// changed and unmounted before it was held.
     fn hold_active(&self, key: &str, row: Row, needed: &str) -> Result<(Row, Option<Hold>)> {
-        let hold = match self.try_hold(row.id, Sharing::Exclusive) {
+        let hold = match self.try_hold_alone(&row) {
             Err(e) if e.kind() == ErrorKind::NotFound && self.is_gone(&row)? => {
                 return Err(gone(key));
             }

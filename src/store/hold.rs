@@ -2,12 +2,19 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
+#[cfg(feature = "fuse")]
+use std::time::{Duration, Instant};
 
 use super::Store;
+use super::metadata::Row;
 use super::snapshot::Info;
 use crate::driver::SharedLock;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::sys::lock::{Flock, Sharing, lock, try_lock};
+
+/// How long a server that has given up its layer may take to end.
+#[cfg(feature = "fuse")]
+const TO_END: Duration = Duration::from_secs(3);
 
 /// A held snapshot; dropping it lets go.
 #[derive(Debug)]
@@ -37,6 +44,39 @@ impl Store {
         };
         let at = self.layout.path.join("snapshots").join(id.to_string());
         lock(dir.into(), Sharing::Exclusive).at("wait for the lock of", at).map(drop)
+    }
+
+    /// Holds a snapshot alone, if nobody else holds it; but for a process that serves a mount of it which nobody
+    /// sees any more: that is asked to end.
+    pub(super) fn try_hold_alone(&self, row: &Row) -> Result<Option<Hold>> {
+        let hold = self.try_hold(row.id, Sharing::Exclusive)?;
+        #[cfg(feature = "fuse")]
+        if hold.is_none() && self.end_unseen_server(row)? {
+            // It lets go of the snapshot at its very end.
+            let start = Instant::now();
+            while start.elapsed() < TO_END {
+                let hold = self.try_hold(row.id, Sharing::Exclusive)?;
+                if hold.is_some() {
+                    return Ok(hold);
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+        Ok(hold)
+    }
+
+    #[cfg(feature = "fuse")]
+    fn end_unseen_server(&self, row: &Row) -> Result<bool> {
+        use crate::fuse::{ViewUpper, unseen};
+
+        let (dir, work) =
+            (self.layout.snapshot_path(row.id, "fs"), self.layout.snapshot_path(row.id, "work"));
+        let own = crate::driver::own_work()?;
+        if !work.join(own.as_os_str()).exists() {
+            // No union has been there, or it was committed long ago.
+            return Ok(false);
+        }
+        unseen::end_unseen_server(&ViewUpper { dir, work, own })
     }
 
     /// Holds the snapshot if nobody does in a way that excludes it.

@@ -63,9 +63,10 @@ impl MountRow {
         self.is_gone_or(|identity| !self.private && !self.is_inhabited(identity))
     }
 
-    /// The same, for a caller who holds the snapshot: so nobody does who has it in a namespace of his own.
+    /// The same, for a caller who holds the snapshot: so nobody does who has it in a namespace of his own, or who
+    /// serves it.
     fn is_gone_though_held(&self) -> Result<bool> {
-        self.is_gone_or(|identity| self.private || !self.is_inhabited(identity))
+        self.is_gone_or(|identity| self.private || self.served || !self.is_inhabited(identity))
     }
 
     /// From outside of all user namespaces, their owner can look at every process in his own: what he may not
@@ -134,9 +135,10 @@ impl Store {
             }
         }
         for (path, row) in self.rows()? {
-            // Who is just mounting it holds the snapshot, and who has it in a namespace of his own.
+            // Who is just mounting it holds the snapshot, and who serves it, or has it in a namespace of his own.
+            let is_held = row.private || row.served;
             let _hold = match row.identity {
-                Some(_) if !row.private => None,
+                Some(_) if !is_held => None,
                 _ => match self.try_hold(row.snapshot, Sharing::Exclusive) {
                     Ok(None) => continue,
                     Err(e) if e.kind() == ErrorKind::NotFound => None,
@@ -144,7 +146,7 @@ impl Store {
                 },
             };
             if row.is_gone_though_held()? {
-                match row.private {
+                match is_held {
                     true => remove_row(&path)?,
                     false => remove_if_gone(&path)?,
                 }

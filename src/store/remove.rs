@@ -4,7 +4,6 @@ use super::hold::held;
 use super::{Store, layout, staging};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::ignore_progress;
-use crate::sys::lock::Sharing;
 
 impl Store {
     /// Removes a snapshot of any kind. Its name is free at once; its files go now too, or, should that
@@ -22,7 +21,7 @@ impl Store {
             Ok(row)
         })?;
         // A row without its directory is damage; removing it is the remedy.
-        let hold = match self.try_hold(row.id, Sharing::Exclusive) {
+        let hold = match self.try_hold_alone(&row) {
             Err(e) if e.kind() == ErrorKind::NotFound => None,
             Ok(None) => return Err(held(&row.info)),
             hold => hold?,

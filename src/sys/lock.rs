@@ -82,7 +82,7 @@ pub(crate) fn lock(fd: OwnedFd, sharing: Sharing) -> io::Result<Flock> {
 }
 
 /// Sets the mode of the file of a lock, by which its holder can say something without any room on the disk.
-pub(crate) fn set_mode(lock: &Flock, mode: u32) -> io::Result<()> {
+pub(crate) fn set_mode(lock: impl AsFd, mode: u32) -> io::Result<()> {
     Ok(rustix::fs::fchmod(lock, rustix::fs::Mode::from_raw_mode(mode))?)
 }
 

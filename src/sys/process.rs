@@ -26,7 +26,7 @@ pub(crate) fn ask_by_signal(
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
         status => status?,
     };
-    if !catches(&status, libc::SIGUSR1) || !is_still_meant()? {
+    if !takes(&status, libc::SIGUSR1) || !is_still_meant()? {
         return Ok(false);
     }
     match rustix::process::pidfd_send_signal(process, Signal::USR1) {
@@ -36,12 +36,16 @@ pub(crate) fn ask_by_signal(
     }
 }
 
-/// Whether a process has a handler for a signal, by its `/proc/PID/status`.
-fn catches(status: &str, signal: i32) -> bool {
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
-    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-    let bit = u32::try_from(signal).ok().and_then(|signal| signal.checked_sub(1));
-    bit.and_then(|bit| Some(mask? >> bit & 1 == 1)).unwrap_or(false)
+/// Whether a process has a handler for a signal, or waits for it, by its `/proc/PID/status`.
+fn takes(status: &str, signal: i32) -> bool {
+    let Some(bit) = u32::try_from(signal).ok().and_then(|signal| signal.checked_sub(1)) else {
+        return false;
+    };
+    ["SigCgt:", "SigBlk:"].into_iter().any(|set| {
+        let mask = status.lines().find_map(|line| line.strip_prefix(set));
+        let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        mask.is_some_and(|mask| mask >> bit & 1 == 1)
+    })
 }
 
 /// Whether no other process is in the mount namespace of this one, so that nobody else sees what is mounted there.
@@ -103,7 +107,8 @@ mod tests {
         assert!(!ask_by_signal(std::process::id(), || Ok(true)).unwrap());
         assert!(!ask_by_signal(u32::MAX, || Ok(true)).unwrap());
         let status = "Name:\tx\nSigIgn:\t0000000000000000\nSigCgt:\t0000000000000200\n";
-        assert!(catches(status, libc::SIGUSR1) && !catches(status, libc::SIGUSR2));
-        assert!(!catches("", libc::SIGUSR1));
+        assert!(takes(status, libc::SIGUSR1) && !takes(status, libc::SIGUSR2));
+        assert!(takes("SigBlk:\t0000000000000200\nSigCgt:\t0000000000000000\n", libc::SIGUSR1));
+        assert!(!takes("", libc::SIGUSR1));
     }
 }

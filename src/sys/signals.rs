@@ -36,6 +36,31 @@ pub(crate) fn block_all() -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Blocks SIGUSR1 in this thread and those that it starts: it waits for [`be_asked`].
+pub(crate) fn block_questions() -> io::Result<()> {
+    // SAFETY: the set is made by the first two calls, and read by the third.
+    let done = unsafe {
+        let mut set = MaybeUninit::uninit();
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGUSR1);
+        libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut())
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(done)) }
+}
+
+/// Waits for SIGUSR1.
+pub(crate) fn be_asked() -> io::Result<()> {
+    // SAFETY: the set is made by the first two calls, and read by the third, which fills the number.
+    let done = unsafe {
+        let mut set = MaybeUninit::uninit();
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGUSR1);
+        let mut signal = 0;
+        libc::sigwait(set.as_ptr(), &raw mut signal)
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(done)) }
+}
+
 /// Waits for a signal: which it is, and whether a process sent it.
 pub(crate) fn next() -> io::Result<(i32, bool)> {
     loop {
