@@ -290,6 +290,8 @@ pub(super) fn open(options: &FuseMountOptions, target: Option<&Target>) -> Resul
         sync,
         no_acl: options.no_acl,
         static_nlink: options.static_nlink,
+        // podman prepares containers as root of the host, who need not be in their map.
+        root_makes_for_nobody: true,
         no_redirects: !options.redirects,
         no_metacopy: !options.metacopy,
         live: options.timeout.is_some(),

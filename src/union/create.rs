@@ -18,6 +18,7 @@ use super::lookup::{Entry, View};
 use super::node::{Directory, Node, Place as NodePlace};
 use super::xattr::ZERO_DEVICE_FILE;
 use super::{Union, UpperBranch};
+use crate::idmap::IdMap;
 use crate::layer::entry::{self, Found as Says};
 use crate::layer::{LayerFormat, marks};
 use crate::path::{NAME_MAX, Name, RelPath};
@@ -75,8 +76,12 @@ impl Union {
     pub(crate) fn make(&self, parent: &Arc<Node>, name: &Name, make: &Make) -> io::Result<Entry> {
         let upper = self.writable()?;
         check_name(upper.format, name)?;
-        let uid = self.options.uids.host_of_maker(make.uid).ok_or(Code::Overflow)?;
-        let gid = self.options.gids.host_of_maker(make.gid).ok_or(Code::Overflow)?;
+        let host = |map: &IdMap, id| match self.options.root_makes_for_nobody {
+            true => map.host_of_maker(id),
+            false => map.host(id),
+        };
+        let uid = host(&self.options.uids, make.uid).ok_or(Code::Overflow)?;
+        let gid = host(&self.options.gids, make.gid).ok_or(Code::Overflow)?;
         let make = Make { uid, gid, ..make.clone() };
         let _names = parent.names.lock();
         let (view, dir) = self.parent_dir(upper, parent)?;

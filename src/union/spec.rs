@@ -57,6 +57,8 @@ pub(crate) struct UnionOptions {
     pub(crate) no_acl: bool,
     /// Every file is shown with one link.
     pub(crate) static_nlink: bool,
+    /// What root makes, if he has no id here, is nobody's. Otherwise he can make nothing.
+    pub(crate) root_makes_for_nobody: bool,
     /// Renaming a directory that has a lower one is refused with EXDEV instead of leaving a redirect.
     pub(crate) no_redirects: bool,
     /// A file of which only attributes are changed is copied with its data.
