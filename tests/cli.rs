@@ -1143,11 +1143,12 @@ fn mounts_over_fuse() {
         if name.starts_with(b"stratafs-helper\0") && open.any(|file| file.starts_with(&root)) {
             let pid = process.file_name().to_str().unwrap().parse().unwrap();
             let pid = rustix::process::Pid::from_raw(pid).unwrap();
+            let flags = rustix::process::PidfdFlags::empty();
+            let ending = rustix::process::pidfd_open(pid, flags).unwrap();
             rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-            // Its descriptors are closed before its end.
-            while fs::read_dir(process.path().join("fd")).is_ok_and(|open| open.count() > 0) {
-                std::thread::yield_now();
-            }
+            // With the end of its last thread its descriptors are closed.
+            let mut end = [rustix::event::PollFd::new(&ending, rustix::event::PollFlags::IN)];
+            rustix::event::poll(&mut end, None).unwrap();
             killed += 1;
         }
     }
