@@ -151,7 +151,10 @@ pub fn not_in_the_background(program: &str) {
     let mut command = Command::new(program);
     let output = command.args(["-o", &options]).arg(&at).stdin(Stdio::piped()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && said.contains("/dev/null") && said.contains("-f"), "{said}");
+    assert!(
+        !output.status.success() && said.contains("/dev/null") && said.contains("-f"),
+        "{said}"
+    );
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     assert!(!mounts.contains(at.to_str().unwrap()), "{mounts}");
 }
