@@ -44,6 +44,7 @@ fn main() {
         suite::trial("usage_of_a_copy_is_that_of_its_layer", None, usage_is_of_the_layer),
         suite::trial("provenance_and_export_see_the_copy", None, content),
         suite::trial("a_copy_can_be_made_beforehand_and_given_up", None, made_beforehand),
+        suite::trial("what_is_in_use_is_busy_whatever_its_work_directory_holds", None, busy),
         suite::trial("an_edit_made_while_it_is_committed_is_not_in_the_layer", None, live_commit),
         suite::trial("each_engine_sees_what_was_edited_with_the_other", root(), engines),
         suite::trial("what_others_have_mounted_is_not_taken_away", root(), mounted_by_others),
@@ -269,6 +270,19 @@ fn with_unreadable_files(home: &Path) {
     });
     assert_eq!(changes(&store, "a"), ["A /new"]);
     store.commit("edited", "a", CommitOptions::new()).unwrap();
+}
+
+fn busy() {
+    let dir = suite::temp();
+    let store = store_with_base(dir.path());
+    let guard = in_place(&store, "a");
+    for snapshot in snapshot_dirs(dir.path()) {
+        // Where the union over FUSE has its lock, by which others would ask for its server.
+        fs::create_dir_all(snapshot.join("work/stratafs/lock")).unwrap();
+    }
+    suite::fails(store.remove("a"), ErrorKind::Busy, "\"a\"");
+    drop(guard);
+    store.remove("a").unwrap();
 }
 
 fn settle_and_commit() {

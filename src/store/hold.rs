@@ -51,7 +51,7 @@ impl Store {
     pub(super) fn try_hold_alone(&self, row: &Row) -> Result<Option<Hold>> {
         let hold = self.try_hold(row.id, Sharing::Exclusive)?;
         #[cfg(feature = "fuse")]
-        if hold.is_none() && self.end_unseen_server(row)? {
+        if hold.is_none() && self.end_unseen_server(row) {
             // It lets go of the snapshot at its very end.
             let start = Instant::now();
             while start.elapsed() < TO_END {
@@ -65,8 +65,18 @@ impl Store {
         Ok(hold)
     }
 
+    /// Whether there was such a server, and has given up. What keeps that from being found out does not change that
+    /// the snapshot is in use.
     #[cfg(feature = "fuse")]
-    fn end_unseen_server(&self, row: &Row) -> Result<bool> {
+    fn end_unseen_server(&self, row: &Row) -> bool {
+        self.try_end_unseen_server(row).unwrap_or_else(|e| {
+            tracing::warn!(key = row.info.key, error = %e, "cannot ask who has the snapshot");
+            false
+        })
+    }
+
+    #[cfg(feature = "fuse")]
+    fn try_end_unseen_server(&self, row: &Row) -> Result<bool> {
         use crate::fuse::{ViewUpper, unseen};
 
         let (dir, work) =
