@@ -367,6 +367,12 @@ mod tests {
         assert_eq!(pinned.read_link().unwrap(), b"to/there");
         dir.chown_at(&name("l"), 0, 0).unwrap();
         assert_eq!(is(&dir, "l"), (0, 0, 0o777, FileType::Symlink));
+        // Its user can read it whatever the umask was.
+        crate::sys::umask::set_on_this_thread(0o777).unwrap();
+        dir.symlink(b"closed", &name("c")).unwrap();
+        dir.chown_at(&name("c"), 3, 3).unwrap();
+        assert_eq!(own_mode(tmp.path(), "c"), 0o100_600);
+        dir.unlink(&name("c")).unwrap();
         assert!(dir.chmod_at(&name("l"), 0o700).is_err(), "no symlink has a mode");
         assert_eq!(dir.entries().unwrap().len(), 1, "nothing is left beside it");
     }

@@ -8,6 +8,7 @@ use super::Union;
 use super::caller::Caller;
 use super::copyup::{Data, restore_times};
 use super::node::{Node, Place, Real, State};
+use super::spec::SyncPolicy;
 use super::xattr::ZERO_DEVICE_FILE;
 use crate::idmap::IdMap;
 use crate::layer::LayerFormat;
@@ -283,6 +284,10 @@ impl Union {
                 .and_then(|()| copy_xattrs())
                 .and_then(|()| work.set_times_at(&temp, stat.atime, stat.mtime))
                 .and_then(|()| work.chown_at(&temp, to.0, to.1))
+                .and_then(|()| match self.options.sync {
+                    SyncPolicy::Strict => work.sync_link_at(&temp),
+                    SyncPolicy::Volatile => Ok(()),
+                })
                 .and_then(|()| work.rename(&temp, dir, name, OnExisting::Replace));
             made.inspect_err(|_| upper.work.discard(&temp))?;
             let real = Real::from(&dir.stat_at(name)?);

@@ -266,6 +266,9 @@ impl Union {
         {
             file.sync_all()?;
         }
+        if stat.file_type == FileType::Symlink && self.options.sync == SyncPolicy::Strict {
+            dir.sync_link_at(temp)?;
+        }
         let real = Real::from(&dir.stat_at(temp)?);
         Ok((real, file.filter(|_| path_below.is_none())))
     }

@@ -68,13 +68,27 @@ impl Dir {
         self.unlink(name)?;
         let mut file = self.create_itself(name, 0o600)?;
         let told = owners::symlink_of(uid, gid);
-        let done = kept
-            .iter()
-            .try_for_each(|(key, value)| xattr::set(Of::Fd(file.as_fd()), key, value))
-            .and_then(|()| xattr::set(Of::Fd(file.as_fd()), owners::KEY, &told))
+        // Whatever the umask is.
+        let done = rustix::fs::fchmod(&file, Mode::from_raw_mode(0o600))
+            .map_err(io::Error::from)
+            .and_then(|()| {
+                let of = Of::Fd(file.as_fd());
+                kept.iter().try_for_each(|(key, value)| xattr::set(of, key, value))?;
+                xattr::set(of, owners::KEY, &told)
+            })
             .and_then(|()| io::Write::write_all(&mut file, &target))
             .and_then(|()| set_times(&file, own.atime, own.mtime));
         self.or_unlink(name, done)
+    }
+
+    /// Waits until the target of a symlink is on disk: of one that is a file that stands for it. Of any other it is
+    /// there with its name.
+    pub(crate) fn sync_link_at(&self, name: &Name) -> io::Result<()> {
+        if self.is_symlink_itself(name)? {
+            return Ok(());
+        }
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(rustix::fs::fsync(rustix::fs::openat(&self.fd, name.as_bytes(), flags, Mode::empty())?)?)
     }
 
     /// Sets the mode of a child that is not a symlink; a symlink there is refused, not followed.

@@ -190,6 +190,32 @@ fn a_kill_leaves_the_old_or_the_new() {
 }
 
 #[test]
+fn a_symlink_that_is_a_file_is_on_disk_before_it_hides_another() {
+    // A lower one of somebody's is copied up with its directory's new name; the root's is given to somebody.
+    for sync in [SyncPolicy::Strict, SyncPolicy::Volatile] {
+        let mut f = layers((LayerFormat::OverlayUser, Owners::InXattrs));
+        f.options.sync = sync;
+        let bottom = Dir::open_with(f.path("bottom"), Owners::InXattrs).unwrap();
+        bottom.symlink(b"to", &name("his")).unwrap();
+        bottom.chown_at(&name("his"), 7, 7).unwrap();
+        for path in ["his", "d/symlink"] {
+            let u = f.open();
+            let mut calls = Vec::new();
+            intercept(
+                || set(&u, path, SetAttr { uid: Some(8), ..SetAttr::nothing() }).unwrap(),
+                |call| {
+                    calls.push(call.0);
+                    Verdict::Proceeds
+                },
+            );
+            let published = calls.iter().rposition(|call| *call == "renameat2").unwrap();
+            let synced = calls[..published].contains(&"fsync");
+            assert_eq!(synced, sync == SyncPolicy::Strict, "{path}: {calls:?}");
+        }
+    }
+}
+
+#[test]
 fn a_failing_call_leaves_the_old_or_the_new() {
     for setup in SETUPS {
         for change in CHANGES {
