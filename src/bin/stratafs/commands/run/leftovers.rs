@@ -2,6 +2,7 @@
 //! process. Where that is gone and nobody holds the snapshot, it is removed by whoever comes by.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 
 use stratafs::{ErrorKind, Filter, Kind, Labels, Store};
@@ -23,7 +24,11 @@ pub(super) fn new_key() -> Result<String> {
 pub(super) fn label() -> Result<Labels> {
     let here = Place::current()?;
     let pid = std::process::id();
-    let start = start_of(pid).unwrap_or_default();
+    // Without it another command would take this one for gone.
+    let start = start_of(pid).ok_or_else(|| {
+        let absent = io::Error::from(io::ErrorKind::NotFound);
+        Failure::io("read when this process was started in", "/proc/self/stat".as_ref(), absent)
+    })?;
     let value = format!("{} {} {pid} {start}", here.boot, here.pid_namespace);
     Ok(Labels::from([(LABEL.to_owned(), value)]))
 }
