@@ -4,6 +4,9 @@
 //! Only what mounts needs root; the stores are of whichever format this user gets.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+#[path = "support/layout.rs"]
+mod layout;
+
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, Read as _, Write as _};
@@ -285,15 +288,7 @@ fn app() -> Vec<u8> {
 /// A tar file with an image of these layers.
 fn image(path: &Path, name: Option<&str>, layers: &[Vec<u8>]) {
     let mut layout = stratafs::LayoutWriter::to_tar_file(path, path.parent().unwrap()).unwrap();
-    let mut blob = |media: &str, bytes: &[u8]| {
-        let mut blob = layout.blob().unwrap();
-        blob.write_all(bytes).unwrap();
-        let (digest, size) = blob.finish().unwrap();
-        serde_json::json!({
-            "mediaType": format!("application/vnd.oci.image.{media}"),
-            "digest": digest.to_string(), "size": size,
-        })
-    };
+    let mut blob = |media: &str, bytes: &[u8]| layout::blob(&mut layout, media, bytes);
     let layers: Vec<Value> = layers.iter().map(|layer| blob("layer.v1.tar", layer)).collect();
     let diff_ids: Vec<&Value> = layers.iter().map(|layer| &layer["digest"]).collect();
     let host = stratafs::Platform::host();

@@ -8,6 +8,7 @@
 mod support {
     #![allow(dead_code, reason = "each suite uses its part")]
     pub mod container;
+    pub mod layout;
     pub mod suite;
 }
 

@@ -142,6 +142,11 @@ impl Podman {
         command
     }
 
+    fn start(&self, arguments: &[&str]) -> Child {
+        let mut command = self.command(arguments);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
     #[track_caller]
     fn podman(&self, arguments: &[&str]) -> String {
         text(self.command(arguments).output().unwrap())
@@ -262,12 +267,7 @@ fn side_by_side() {
         let script = format!(
             "for i in 1 2 3 4 5 6 7 8 9; do echo {k} > /file-$i; done; cat /file-9 /copied"
         );
-        podman
-            .command(&podman.confined("run", &["--rm", "built", "sh", "-c", &script]))
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap()
+        podman.start(&podman.confined("run", &["--rm", "built", "sh", "-c", &script]))
     };
     let running: Vec<_> = (0..4).map(start).collect();
     for (k, child) in running.into_iter().enumerate() {
@@ -370,12 +370,7 @@ fn maps() {
             more.extend(["--uidmap", &map, "--gidmap", &map]);
         }
         more.extend(["built", "sh", "-c", script]);
-        podman
-            .command(&podman.confined("run", &more))
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap()
+        podman.start(&podman.confined("run", &more))
     };
     let running: Vec<_> = (0..4).map(start).collect();
     for (k, child) in running.into_iter().enumerate() {

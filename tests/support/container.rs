@@ -2,14 +2,13 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 use stratafs::{LayoutWriter, Platform, ignore_progress};
 
-use super::suite;
+use super::{layout, suite};
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_stratafs");
 
@@ -159,15 +158,7 @@ impl Fixture {
     /// Writes a layout with the image `configured`.
     pub fn layout(&self, dir: &str, tree: &Tree, config: &Value) {
         let mut layout = LayoutWriter::to_directory(self.path(dir)).unwrap();
-        let mut blob = |media: &str, bytes: &[u8]| {
-            let mut blob = layout.blob().unwrap();
-            blob.write_all(bytes).unwrap();
-            let (digest, size) = blob.finish().unwrap();
-            serde_json::json!({
-                "mediaType": format!("application/vnd.oci.image.{media}"),
-                "digest": digest.to_string(), "size": size,
-            })
-        };
+        let mut blob = |media: &str, bytes: &[u8]| layout::blob(&mut layout, media, bytes);
         let layer = blob("layer.v1.tar", &tree.bytes());
         let host = Platform::host();
         let config = serde_json::json!({
