@@ -356,10 +356,10 @@ impl Filesystem for UnionFs {
                 let (name, attr) = match &entry {
                     Listed::Dot => (OsStr::new("."), self.union.attr(&dir)?),
                     Listed::DotDot(above) => (OsStr::new(".."), self.union.attr(above)?),
-                    Listed::Name(name) => match self.union.lookup(&dir, name)? {
+                    Listed::Name(placed) => match self.union.lookup_listed(&dir, placed)? {
                         Some(entry) => {
                             self.union.forget(entry.attr.ino, 1);
-                            (name.as_os_str(), entry.attr)
+                            (placed.name.as_os_str(), entry.attr)
                         }
                         None => return Ok(true),
                     },
@@ -399,12 +399,12 @@ impl Filesystem for UnionFs {
                     let attr = convert::attr(&self.union.attr(above)?);
                     Ok(add(cookie, OsStr::new(".."), &attr, 0))
                 }
-                Listed::Name(name) => match self.union.lookup(&dir, name)? {
+                Listed::Name(placed) => match self.union.lookup_listed(&dir, placed)? {
                     None => Ok(true),
                     Some(entry) => {
                         let attr = convert::attr(&entry.attr);
                         let generation = entry.node.generation();
-                        let fits = add(cookie, name.as_os_str(), &attr, generation);
+                        let fits = add(cookie, placed.name.as_os_str(), &attr, generation);
                         if !fits {
                             self.union.forget(entry.attr.ino, 1);
                         }

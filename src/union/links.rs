@@ -359,8 +359,8 @@ impl Union {
         while let Some(dir) = dirs.pop() {
             let mut names = Vec::new();
             let listed = self.list(&dir, 0, |_, entry| {
-                if let Listed::Name(name) = entry {
-                    names.push(name);
+                if let Listed::Name(placed) = entry {
+                    names.push(placed.name);
                 }
                 Ok(true)
             });

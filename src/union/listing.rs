@@ -30,12 +30,27 @@ pub(super) struct Listing {
     entries: Mutex<Entries>,
 }
 
+/// A name, and where it need not be looked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Placed {
+    pub(crate) name: Name,
+    /// No lower layer above this one has it.
+    pub(super) layer: u32,
+}
+
+impl Placed {
+    /// Of which nothing is known.
+    fn anywhere(name: Name) -> Placed {
+        Placed { name, layer: 0 }
+    }
+}
+
 /// Most directories are listed and never changed, so nothing is kept for finding a name before one is
 /// looked for.
 #[derive(Debug, Default)]
 struct Entries {
     /// By cookie, growing; without a name where one was removed.
-    all: Vec<(u64, Option<Name>)>,
+    all: Vec<(u64, Option<Placed>)>,
     /// How many have no name.
     gaps: usize,
     /// The cookies, if a name was looked for.
@@ -47,20 +62,22 @@ impl Entries {
     fn by_name(&mut self) -> &mut HashMap<Name, u64> {
         let all = &self.all;
         self.by_name.get_or_insert_with(|| {
-            all.iter().filter_map(|(cookie, name)| Some((name.clone()?, *cookie))).collect()
+            all.iter()
+                .filter_map(|(cookie, placed)| Some((placed.as_ref()?.name.clone(), *cookie)))
+                .collect()
         })
     }
 
-    fn push(&mut self, name: Name) -> u64 {
+    fn push(&mut self, placed: Placed) -> u64 {
         let cookie = self.last.max(DOT_DOT).saturating_add(1);
         self.last = cookie;
-        self.all.push((cookie, Some(name)));
+        self.all.push((cookie, Some(placed)));
         cookie
     }
 
     fn add(&mut self, name: &Name) {
         if !self.by_name().contains_key(name) {
-            let cookie = self.push(name.clone());
+            let cookie = self.push(Placed::anywhere(name.clone()));
             self.by_name().insert(name.clone(), cookie);
         }
     }
@@ -68,13 +85,13 @@ impl Entries {
     fn remove(&mut self, name: &Name) {
         let Some(cookie) = self.by_name().remove(name) else { return };
         if let Ok(at) = self.all.binary_search_by_key(&cookie, |(cookie, _)| *cookie)
-            && let Some((_, name)) = self.all.get_mut(at)
+            && let Some((_, placed)) = self.all.get_mut(at)
         {
-            *name = None;
+            *placed = None;
             self.gaps = self.gaps.saturating_add(1);
         }
         if self.gaps > self.all.len() / 2 {
-            self.all.retain(|(_, name)| name.is_some());
+            self.all.retain(|(_, placed)| placed.is_some());
             self.all.shrink_to_fit();
             self.gaps = 0;
         }
@@ -88,15 +105,15 @@ pub(crate) enum Listed {
     Dot,
     /// The one above.
     DotDot(Arc<Node>),
-    Name(Name),
+    Name(Placed),
 }
 
 impl Listing {
     /// Of names that are all different.
-    fn of(names: Vec<Name>) -> Listing {
+    fn of(names: Vec<Placed>) -> Listing {
         let mut entries = Entries { all: Vec::with_capacity(names.len()), ..Entries::default() };
-        for name in names {
-            entries.push(name);
+        for placed in names {
+            entries.push(placed);
         }
         Listing { entries: Mutex::new(entries) }
     }
@@ -115,20 +132,20 @@ impl Listing {
     }
 
     /// Makes the names what they are now; those that stay keep their cookies.
-    fn renew(&self, names: &[Name]) {
-        let now: HashSet<&Name> = names.iter().collect();
+    fn renew(&self, names: &[Placed]) {
+        let now: HashSet<&Name> = names.iter().map(|placed| &placed.name).collect();
         let mut entries = self.entries.lock();
         let gone: Vec<Name> =
             entries.by_name().keys().filter(|name| !now.contains(name)).cloned().collect();
         gone.iter().for_each(|name| entries.remove(name));
-        names.iter().for_each(|name| entries.add(name));
+        names.iter().for_each(|placed| entries.add(&placed.name));
     }
 
     /// The first entry after a cookie.
-    fn after(&self, cookie: u64) -> Option<(u64, Name)> {
+    fn after(&self, cookie: u64) -> Option<(u64, Placed)> {
         let entries = self.entries.lock();
         let first = entries.all.partition_point(|(c, _)| *c <= cookie);
-        entries.all.iter().skip(first).find_map(|(cookie, name)| Some((*cookie, name.clone()?)))
+        entries.all.iter().skip(first).find_map(|(cookie, placed)| Some((*cookie, placed.clone()?)))
     }
 }
 
@@ -161,9 +178,9 @@ impl Union {
         }
         let listing = self.listing(node, after == 0)?;
         let mut at = after.max(DOT_DOT);
-        while let Some((cookie, name)) = listing.after(at) {
+        while let Some((cookie, placed)) = listing.after(at) {
             at = cookie;
-            if !each(cookie, Listed::Name(name))? {
+            if !each(cookie, Listed::Name(placed))? {
                 break;
             }
         }
@@ -225,17 +242,20 @@ impl Union {
     }
 
     /// The names that the union shows in a directory: the topmost layer's first.
-    fn names_in(&self, view: &View) -> io::Result<Vec<Name>> {
+    fn names_in(&self, view: &View) -> io::Result<Vec<Placed>> {
         let mut merged = Merged::default();
         if let (Some(dir), Some(upper)) = (&view.upper, &self.upper) {
             let marks = LowerMarks { format: upper.format, dot_wh: false };
-            merged.add(marks, dir, false, view.lowers.is_empty())?;
+            merged.add(marks, dir, 0, false, view.lowers.is_empty())?;
         }
         let lowest = view.lowers.len().saturating_sub(1);
         for (index, part) in view.lowers.iter().enumerate() {
             let (marks, dir) = (self.lower(part.layer)?.marks(), self.lower_dir(part)?);
             let by_xattr = marks.may_hold_xattr_whiteouts(&dir)?;
-            merged.add(marks, &dir, by_xattr, index == lowest)?;
+            // Where others may add to a layer above, the name may yet be there.
+            let layer = if self.options.live { 0 } else { part.layer };
+            let layer = u32::try_from(layer).unwrap_or_default();
+            merged.add(marks, &dir, layer, by_xattr, index == lowest)?;
         }
         Ok(merged.names)
     }
@@ -244,18 +264,19 @@ impl Union {
 /// The names of several layers' directories.
 #[derive(Default)]
 struct Merged {
-    names: Vec<Name>,
+    names: Vec<Placed>,
     /// Those that are shown, and those that are deleted.
     seen: HashSet<Name>,
 }
 
 impl Merged {
-    /// Adds the layer below those that were added; `by_xattr` if files may be whiteouts, `lowest` if no
+    /// Adds the layer below those that were added, to be looked for from `layer` on; `by_xattr` if files may be whiteouts, `lowest` if no
     /// other is below it.
     fn add(
         &mut self,
         marks: LowerMarks,
         dir: &Dir,
+        layer: u32,
         by_xattr: bool,
         lowest: bool,
     ) -> io::Result<()> {
@@ -284,7 +305,7 @@ impl Merged {
             let new =
                 if lowest { !self.seen.contains(&name) } else { self.seen.insert(name.clone()) };
             if new {
-                self.names.push(name);
+                self.names.push(Placed { name, layer });
             }
         }
         self.seen.extend(hidden);
@@ -300,18 +321,22 @@ mod tests {
         Name::new(s).unwrap()
     }
 
+    fn placed(s: &str) -> Placed {
+        Placed::anywhere(name(s))
+    }
+
     fn rest(listing: &Listing, mut at: u64) -> Vec<(u64, String)> {
         let mut names = Vec::new();
-        while let Some((cookie, name)) = listing.after(at) {
+        while let Some((cookie, placed)) = listing.after(at) {
             at = cookie;
-            names.push((cookie, name.as_os_str().to_str().unwrap().to_owned()));
+            names.push((cookie, placed.name.as_os_str().to_str().unwrap().to_owned()));
         }
         names
     }
 
     #[test]
     fn a_listing_goes_on_after_any_cookie_whatever_changed() {
-        let listing = Listing::of(["a", "b", "c", "d"].map(name).to_vec());
+        let listing = Listing::of(["a", "b", "c", "d"].map(placed).to_vec());
         let all = rest(&listing, 0);
         assert_eq!(all.iter().map(|(c, _)| *c).collect::<Vec<_>>(), [3, 4, 5, 6]);
         listing.remove(&name("b"));
@@ -319,19 +344,19 @@ mod tests {
         listing.add(&name("b"));
         listing.add(&name("a"));
         assert_eq!(rest(&listing, 4), [(6, "d".to_owned()), (7, "b".to_owned())]);
-        listing.renew(&["e", "d"].map(name));
+        listing.renew(&["e", "d"].map(placed));
         assert_eq!(rest(&listing, 0), [(6, "d".to_owned()), (8, "e".to_owned())]);
     }
     #[test]
     fn who_removes_while_listing_sees_every_name_once() {
         let names: Vec<Name> = (0..100).map(|n| name(&n.to_string())).collect();
-        let listing = Listing::of(names.clone());
+        let listing = Listing::of(names.iter().cloned().map(Placed::anywhere).collect());
         let (mut at, mut seen) = (0, Vec::new());
-        while let Some((cookie, name)) = listing.after(at) {
+        while let Some((cookie, placed)) = listing.after(at) {
             at = cookie;
-            listing.remove(&name);
+            listing.remove(&placed.name);
             listing.add(&Name::new(format!("new {cookie}")).unwrap());
-            seen.push(name);
+            seen.push(placed.name);
             if seen.len() == names.len() {
                 break;
             }

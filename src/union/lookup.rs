@@ -8,6 +8,7 @@ use super::Union;
 use super::attr::Attr;
 use super::create::is_too_long;
 use super::identity::Identified;
+use super::listing::Placed;
 use super::node::{LowerPlace, Node, Part, State};
 use crate::layer::LayerFormat;
 use crate::layer::entry::{self, Found as Says};
@@ -62,12 +63,24 @@ impl Union {
     /// ENOTDIR if `parent` is none; ENAMETOOLONG for what no file can be called here; and those of the
     /// layers' file systems.
     pub(crate) fn lookup(&self, parent: &Arc<Node>, name: &Name) -> io::Result<Option<Entry>> {
-        match self.resolve_with_stat(parent, name)? {
+        match self.resolve_with_stat(parent, name, 0)? {
             None => match &self.upper {
                 // Not only absent: it can never be there.
                 Some(upper) if is_too_long(upper.format, name) => Err(Code::NameTooLong.into()),
                 _ => Ok(None),
             },
+            Some((node, stat)) => self.entry_as_found(node, &stat).map(Some),
+        }
+    }
+
+    /// As [`Union::lookup`], of a name from the directory's listing.
+    pub(crate) fn lookup_listed(
+        &self,
+        parent: &Arc<Node>,
+        listed: &Placed,
+    ) -> io::Result<Option<Entry>> {
+        match self.resolve_with_stat(parent, &listed.name, listed.layer)? {
+            None => Ok(None),
             Some((node, stat)) => self.entry_as_found(node, &stat).map(Some),
         }
     }
@@ -88,18 +101,20 @@ impl Union {
 
     /// The node under a name.
     pub(super) fn resolve(&self, parent: &Arc<Node>, name: &Name) -> io::Result<Option<Arc<Node>>> {
-        Ok(self.resolve_with_stat(parent, name)?.map(|(node, _)| node))
+        Ok(self.resolve_with_stat(parent, name, 0)?.map(|(node, _)| node))
     }
 
+    /// The node under a name that no lower layer above the layer `from` has.
     fn resolve_with_stat(
         &self,
         parent: &Arc<Node>,
         name: &Name,
+        from: u32,
     ) -> io::Result<Option<(Arc<Node>, Stat)>> {
         for _ in 0..MAX_RETRIES {
             let since = self.published.load(Ordering::Acquire);
             let view = self.view(parent)?;
-            let Some(found) = self.find(&view, name)? else { return Ok(None) };
+            let Some(found) = self.find_from(from, &view, name)? else { return Ok(None) };
             let stat = found.stat;
             match self.identify(parent, found, since)? {
                 Identified::Node(node) => return Ok(Some((node, stat))),
@@ -128,6 +143,11 @@ impl Union {
 
     /// What is under a name in a directory.
     pub(super) fn find(&self, view: &View, name: &Name) -> io::Result<Option<Found>> {
+        self.find_from(0, view, name)
+    }
+
+    /// As [`Union::find`], of a name that no lower layer above the layer `from` has.
+    fn find_from(&self, from: u32, view: &View, name: &Name) -> io::Result<Option<Found>> {
         // Of no use but for directories.
         let below = |stat: &Stat| {
             if stat.is_dir() { view.below.join(name) } else { RelPath::ROOT }
@@ -153,7 +173,9 @@ impl Union {
                 }
             }
         }
-        let Lowers { first, parts } = self.find_below(&view.lowers, name)?;
+        let above = |part: &Part| u32::try_from(part.layer).is_ok_and(|layer| layer < from);
+        let lowers = view.lowers.get(view.lowers.partition_point(above)..).unwrap_or_default();
+        let Lowers { first, parts } = self.find_below(lowers, name)?;
         Ok(first.map(|(stat, place)| Found {
             name: name.clone(),
             stat,

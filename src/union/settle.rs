@@ -165,8 +165,8 @@ impl Walk<'_, '_> {
             let redirected = node.state.lock().is_upper() && has_redirect(self.upper.format, &dir)?;
             let mut names = Vec::new();
             self.union.list(&node, 0, |_, entry| {
-                if let Listed::Name(name) = entry {
-                    names.push(name);
+                if let Listed::Name(placed) = entry {
+                    names.push(placed.name);
                 }
                 Ok(true)
             })?;

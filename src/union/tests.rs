@@ -184,8 +184,8 @@ impl Union {
         let mut names = Vec::new();
         let dir = self.walk(path).unwrap();
         self.list(&dir, 0, |_, entry| {
-            if let Listed::Name(name) = entry {
-                names.push(name.as_os_str().to_str().unwrap().to_owned());
+            if let Listed::Name(placed) = entry {
+                names.push(placed.name.as_os_str().to_str().unwrap().to_owned());
             }
             Ok(true)
         })
