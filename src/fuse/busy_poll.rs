@@ -9,10 +9,10 @@
 //! nothing, and each row of requests at most one limit of processor time at its end. Other threads that want
 //! the processor get it between two looks.
 //!
-//! One thread polls. The others stay away from the device: the kernel would wake one that waits there for each
-//! request, before the one that is awake sees it. From time to time they look whether the one that serves has had
-//! nothing to do for a moment. When it has not, it has got a slow request or more of them than it can answer, and
-//! they serve, too.
+//! One thread polls. As long as it keeps up, the others stay away from the device for a moment each time, since
+//! the kernel would wake one that waits there for each request, in vain. So a request may wait that long if the
+//! only thread at hand has got a slow one. When time and again a request is there before the last is answered,
+//! one thread is not enough, and for a while all of them serve.
 //!
 //! `cargo bench --bench fuse` measures with and without.
 
@@ -21,18 +21,18 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
-
 use crate::sys::wait;
 
 /// For how long by default.
 pub(crate) const BUSY_POLL: Duration = Duration::from_micros(100);
 
-/// How often one that stays away looks whether one thread is enough.
+/// For how long a thread stays away while another polls.
 const AWAY: Duration = Duration::from_millis(1);
-
-/// None, where the number of a thread is expected.
-const NOBODY: u32 = 0;
+/// For how long none does after one was not enough.
+const CROWDED: Duration = Duration::from_millis(10);
+/// Which it is if this many requests in a row were there already: one client alone asks for several things at
+/// once, too, such as to forget a file.
+const MANY: u32 = 8;
 
 /// When threads that serve a mount poll.
 #[derive(Debug)]
@@ -43,17 +43,14 @@ pub(super) struct BusyPoll {
     start: Instant,
     /// Nanoseconds from `start` to the last answer.
     answered: AtomicU64,
+    /// Likewise, until when one thread is not thought to be enough.
+    crowded: AtomicU64,
+    /// How many requests in a row were there already.
+    waited: AtomicU32,
     /// The last request came within the limit of the answer before.
     in_a_row: AtomicBool,
-    /// The number of the thread that takes the next request: it polls, or is about to read.
-    next: AtomicU32,
-    /// It polls, and there is nothing yet.
+    /// A thread polls.
     polling: AtomicBool,
-    /// How often there was nothing to do.
-    idle: AtomicU32,
-    /// Where threads are that are not needed.
-    away: Mutex<()>,
-    come_back: Condvar,
 }
 
 impl BusyPoll {
@@ -70,23 +67,16 @@ impl BusyPoll {
             limit: nanos(limit),
             start: Instant::now(),
             answered: AtomicU64::new(0),
+            crowded: AtomicU64::new(0),
+            waited: AtomicU32::new(0),
             in_a_row: AtomicBool::new(false),
-            next: AtomicU32::new(NOBODY),
             polling: AtomicBool::new(false),
-            idle: AtomicU32::new(0),
-            away: Mutex::new(()),
-            come_back: Condvar::new(),
         }
     }
 
     /// A request has come.
     pub(super) fn asked(&self) {
-        if self.limit == 0 {
-            return;
-        }
-        // If it is another's turn, that one waits at the device now.
-        let _ = self.next.compare_exchange(own_number(), NOBODY, Ordering::Release, Ordering::Relaxed);
-        if !self.in_a_row.load(Ordering::Relaxed) {
+        if self.limit != 0 && !self.in_a_row.load(Ordering::Relaxed) {
             let since = self.now().saturating_sub(self.answered.load(Ordering::Relaxed));
             self.in_a_row.store(since <= self.limit, Ordering::Relaxed);
         }
@@ -97,54 +87,35 @@ impl BusyPoll {
         if self.limit == 0 {
             return;
         }
-        self.answered.store(self.now(), Ordering::Relaxed);
+        let now = self.now();
+        self.answered.store(now, Ordering::Relaxed);
         if !self.in_a_row.load(Ordering::Relaxed) {
             return;
         }
-        let own = own_number();
-        while let Err(other) =
-            self.next.compare_exchange(NOBODY, own, Ordering::Acquire, Ordering::Relaxed)
-        {
-            if other == own || !self.stay_away() {
-                return;
+        if self.is_ready() {
+            if self.waited.fetch_add(1, Ordering::Relaxed) >= MANY {
+                self.crowded.store(now.saturating_add(nanos(CROWDED)), Ordering::Relaxed);
             }
+            return;
         }
-        self.poll();
+        self.waited.store(0, Ordering::Relaxed);
+        if !self.polling.swap(true, Ordering::Acquire) {
+            self.poll(now);
+            self.polling.store(false, Ordering::Release);
+        } else if now > self.crowded.load(Ordering::Relaxed) {
+            thread::sleep(AWAY);
+        }
     }
 
     /// Looks for a request until there is one, or the limit is over.
-    fn poll(&self) {
+    fn poll(&self, answered: u64) {
         while !self.is_ready() {
-            if !self.polling.swap(true, Ordering::Relaxed) {
-                self.idle.fetch_add(1, Ordering::Relaxed);
-            }
-            if self.now().saturating_sub(self.answered.load(Ordering::Relaxed)) > self.limit {
+            if self.now().saturating_sub(answered) > self.limit {
                 self.in_a_row.store(false, Ordering::Relaxed);
-                self.next.store(NOBODY, Ordering::Release);
-                self.come_back.notify_all();
-                break;
+                return;
             }
             thread::yield_now();
         }
-        self.polling.store(false, Ordering::Relaxed);
-    }
-
-    /// Until more is to be done than one thread does: then true. False if none polls any more.
-    fn stay_away(&self) -> bool {
-        let mut idle = self.idle.load(Ordering::Relaxed);
-        let mut away = self.away.lock();
-        while self.in_a_row.load(Ordering::Relaxed) {
-            // A call that is missed is made up for when the time is over.
-            if !self.come_back.wait_for(&mut away, AWAY).timed_out() {
-                continue;
-            }
-            let last = self.idle.load(Ordering::Relaxed);
-            if last == idle && !self.polling.load(Ordering::Relaxed) {
-                return true;
-            }
-            idle = last;
-        }
-        false
     }
 
     /// Whether a request is there, or reading will tell why not.
@@ -156,15 +127,6 @@ impl BusyPoll {
     fn now(&self) -> u64 {
         nanos(self.start.elapsed())
     }
-}
-
-/// Tells the threads of this process apart.
-fn own_number() -> u32 {
-    static LAST: AtomicU32 = AtomicU32::new(NOBODY);
-    thread_local! {
-        static OWN: u32 = LAST.fetch_add(1, Ordering::Relaxed) + 1;
-    }
-    OWN.with(|own| *own)
 }
 
 fn nanos(duration: Duration) -> u64 {
