@@ -38,6 +38,10 @@ fn main() {
             let stage = Stage::with_options(1, ",xattr_permissions=2");
             fails_no_more_than_the_kernel(&stage, &[]);
         }),
+        suite::trial("pjdfstest_with_owners_in_security_xattrs", needs("pjdfstest", &own), || {
+            let stage = Stage::with_options(1, ",xattr_permissions=1");
+            fails_no_more_than_the_kernel(&stage, &[]);
+        }),
         suite::trial("pjdfstest_on_an_aufs_upper", needs("pjdfstest", &own), || {
             fails_no_more_than_the_kernel(&Stage::aufs(1), AUFS);
         }),

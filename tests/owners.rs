@@ -21,9 +21,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::XattrFlags;
 use stratafs::{
     AdoptOptions, ApplyOptions, ArchiveForm, CommitOptions, DriverChoice, Durability, ErrorKind,
-    ExportOptions, ForeignFormat, Guard, Labels, LayerFormat, LayerTarget, ListedEntry,
-    MountOptions, OverrideStats, Owners, Ownership, Store, StoreOptions, apply_layer, diff_trees,
-    ignore_progress, list_archive,
+    ExportOptions, ForeignFormat, FuseLayer, FuseMount, FuseMountOptions, Guard, Labels,
+    LayerFormat, LayerTarget, ListedEntry, MountOptions, OverrideStats, Owners, Ownership, Store,
+    StoreOptions, UpperDir, apply_layer, diff_trees, ignore_progress, list_archive,
 };
 use support::suite::{self, fails};
 use support::tarball::{Tarball, USTAR, number};
@@ -32,6 +32,7 @@ const KEY: &str = "user.containers.override_stat";
 
 fn main() {
     let fuse = no_fuse();
+    let administrator = fuse.clone().or_else(suite::needs_root);
     let not_root =
         rustix::process::geteuid().is_root().then(|| "needs an ordinary user".to_owned());
     suite::run_one_by_one(vec![
@@ -47,6 +48,7 @@ fn main() {
         suite::trial("a_malformed_xattr_is_an_error", None, malformed),
         suite::trial("a_foreign_layer_is_taken_in_with_its_owners", None, adopted),
         suite::trial("a_plain_directory_keeps_them_too", None, plain_directory),
+        suite::trial("an_administrator_keeps_them_in_security_xattrs", administrator, by_admin),
         suite::trial("another_user_is_told_to_whom_it_belongs", suite::needs_root(), another_user),
     ]);
 }
@@ -497,4 +499,72 @@ fn another_user() {
     std::os::unix::fs::chown(&root, Some(12_345), None).unwrap();
     let opened = Store::open(&root, StoreOptions::new());
     fails(opened, ErrorKind::FailedPrecondition, "user 12345");
+}
+
+/// As fuse-overlayfs with `xattr_permissions=1`.
+fn by_admin() {
+    const KEY: &str = "security.fuseoverlayfs.override_stat";
+    let tmp = suite::temp();
+    let dir = |name: &str| tmp.path().join(name);
+    for name in ["lower", "upper", "work", "mnt"] {
+        fs::create_dir(dir(name)).unwrap();
+    }
+    for (name, value) in
+        [("su", "0:33:4755"), ("dev", "0:6:660:block-8-0"), ("link", "7:7:0777:symlink")]
+    {
+        fs::write(dir("lower").join(name), "to").unwrap();
+        set(&dir("lower").join(name), KEY, value.as_bytes()).unwrap();
+    }
+    fs::write(dir("lower/squashed"), "").unwrap();
+    std::os::unix::fs::chown(dir("lower/squashed"), Some(65_534), Some(65_534)).unwrap();
+    // Who may not write to security.* gains nothing by the other.
+    fs::write(dir("lower/claims"), "").unwrap();
+    set(&dir("lower/claims"), self::KEY, b"0:0:4755:file").unwrap();
+    std::os::unix::fs::chown(dir("lower/claims"), Some(1000), None).unwrap();
+
+    let format = LayerFormat::OverlayTrusted;
+    let mut options = FuseMountOptions::new(format);
+    options.lowers = vec![FuseLayer { dir: dir("lower"), format }];
+    options.upper = Some(UpperDir { dir: dir("upper"), work: dir("work") });
+    options.owners = Owners::InSecurityXattrs;
+    let mut mount = FuseMount::new(&dir("mnt"), &options).unwrap();
+    let meta = |path: &str| dir("mnt").join(path).symlink_metadata().unwrap();
+    let is = |path: &str| {
+        let meta = meta(path);
+        (meta.uid(), meta.gid(), meta.mode() & 0o7777)
+    };
+    assert_eq!(is("su"), (0, 33, 0o4755));
+    assert_eq!((is("dev"), meta("dev").rdev()), ((0, 6, 0o660), rustix::fs::makedev(8, 0)));
+    assert!(meta("dev").file_type().is_block_device());
+    assert_eq!(fs::read_link(dir("mnt/link")).unwrap(), Path::new("to"));
+    assert_eq!(is("squashed").0, 65_534, "without it a file is whose it is");
+    assert_eq!((is("claims").0, is("claims").2 & 0o4000), (1000, 0));
+    for key in [KEY, self::KEY] {
+        let hidden = key == KEY;
+        assert_eq!(get(&dir("mnt/claims"), key).is_none(), hidden, "{key}");
+        assert_eq!(set(&dir("mnt/squashed"), key, b"0:0:4755:file").is_err(), hidden, "{key}");
+    }
+
+    fs::write(dir("mnt/new"), "").unwrap();
+    std::os::unix::fs::chown(dir("mnt/new"), Some(5), Some(6)).unwrap();
+    fs::set_permissions(dir("mnt/su"), Permissions::from_mode(0o2711)).unwrap();
+    symlink("there", dir("mnt/l")).unwrap();
+    std::os::unix::fs::lchown(dir("mnt/l"), Some(8), Some(9)).unwrap();
+    assert_eq!(
+        (is("new").0, is("new").1, is("su"), is("l")),
+        (5, 6, (0, 33, 0o2711), (8, 9, 0o777))
+    );
+    mount.unmount(false).unwrap();
+    for (name, value) in
+        [("new", "5:6:0644:file"), ("su", "0:33:2711:file"), ("l", "8:9:0777:symlink")]
+    {
+        let path = dir("upper").join(name);
+        assert_eq!(String::from_utf8(get(&path, KEY).unwrap()).unwrap(), value);
+        let meta = path.symlink_metadata().unwrap();
+        assert_eq!((meta.uid(), meta.mode() & 0o7000), (0, 0), "{name} itself");
+    }
+    // A store would be of no use to anybody else.
+    let mut options = StoreOptions::new();
+    options.owners = Some(Owners::InSecurityXattrs);
+    fails(Store::open(dir("store"), options), ErrorKind::InvalidArgument, "security");
 }

@@ -77,7 +77,7 @@ impl Adoption<'_> {
                     self.drop_xattr(text);
                 }
                 // A layer of a store that keeps owners there: it has been looked at.
-                Key::OverrideStat if branch.dir.owners() == Owners::InXattrs => {}
+                Key::OverrideStat if branch.dir.owners().are_in_xattrs() => {}
                 Key::OverrideStat => {
                     overridden = true;
                     let found = self.override_stat(&get()?, &text);

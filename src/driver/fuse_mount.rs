@@ -310,6 +310,23 @@ pub fn is_of_containers_storage(layer: &Path) -> bool {
         && link.is_some_and(|link| link.symlink_metadata().is_ok_and(|meta| meta.is_file()))
 }
 
+/// Rather now than at the first file that is made.
+fn may_keep_owners(work: &Dir, path: &Path) -> Result<()> {
+    const TRIED: &[u8] = b"security.fuseoverlayfs.tried";
+    let of = Of::dir(work);
+    match xattr::set(of, TRIED, b"").and_then(|()| xattr::remove(of, TRIED)) {
+        Ok(()) => Ok(()),
+        Err(e) => Err(Error::new(
+            ErrorKind::Unsupported,
+            "owners are to be kept in security.* xattrs, which cannot be set in the work directory: that takes \
+             CAP_SYS_ADMIN, outside of user namespaces, and a file system that has them; owners in user.* xattrs \
+             (xattr_permissions=2) take no right",
+        )
+        .with_path(path)
+        .with_source(e)),
+    }
+}
+
 /// Opens the union's own directory in a work directory, and locks it.
 fn open_work(paths: &UpperDir, upper: &Dir) -> Result<(Dir, Flock)> {
     let work = Dir::open_with(&paths.work, upper.owners());
@@ -323,6 +340,9 @@ fn open_work(paths: &UpperDir, upper: &Dir) -> Result<(Dir, Flock)> {
             "the upper directory {:?} and its work directory must be on the same mount:",
             paths.dir
         ));
+    }
+    if upper.owners() == Owners::InSecurityXattrs {
+        may_keep_owners(&work, &paths.work)?;
     }
     let place = |dir: &Dir| sys::where_is(dir.as_fd());
     if let (Some(upper_at), Some(work_at)) = (place(upper), place(&work))

@@ -135,7 +135,7 @@ fn options(request: &MountRequest) -> Vec<String> {
 fn owners_can_be_shown(owners: Owners) -> Result<()> {
     match owners {
         Owners::OfFiles => Ok(()),
-        Owners::InXattrs => Err(Error::new(
+        Owners::InXattrs | Owners::InSecurityXattrs => Err(Error::new(
             ErrorKind::Unsupported,
             "the kernel's overlayfs does not read owners that are kept in xattrs: every file would be this \
              user's; use the driver fuse",

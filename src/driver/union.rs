@@ -282,8 +282,10 @@ impl Driver for FuseDriver {
         if request.options.volatile && request.upper.is_some() {
             options.push("volatile".to_owned());
         }
-        if request.owners == Owners::InXattrs {
-            options.push("xattr_permissions=2".to_owned());
+        match request.owners {
+            Owners::OfFiles => {}
+            Owners::InXattrs => options.push("xattr_permissions=2".to_owned()),
+            Owners::InSecurityXattrs => options.push("xattr_permissions=1".to_owned()),
         }
         let ids = &request.options.ids;
         ids.check()?;

@@ -68,7 +68,8 @@ const KINDS: [(u8, ErrorKind); 18] = [
 ];
 const FORMATS: [(u8, LayerFormat); 3] =
     [(0, LayerFormat::OverlayTrusted), (1, LayerFormat::OverlayUser), (2, LayerFormat::Aufs)];
-const OWNERS: [(u8, Owners); 2] = [(0, Owners::OfFiles), (1, Owners::InXattrs)];
+const OWNERS: [(u8, Owners); 3] =
+    [(0, Owners::OfFiles), (1, Owners::InXattrs), (2, Owners::InSecurityXattrs)];
 const TRANSPORTS: [(u8, Transport); 2] = [(0, Transport::Direct), (1, Transport::Fusermount)];
 
 /// The message as bytes, its length first.

@@ -107,7 +107,7 @@ impl Layout {
         {
             let has = |owners| match owners {
                 Owners::OfFiles => "with its files",
-                Owners::InXattrs => "in xattrs",
+                Owners::InXattrs | Owners::InSecurityXattrs => "in xattrs",
             };
             return Err(Error::new(
                 ErrorKind::Incompatible,
@@ -125,7 +125,7 @@ impl Layout {
             }
             (Some((format, owners)), _) => {
                 marks_are_readable(&root, &path, format)?;
-                if owners == Owners::InXattrs {
+                if owners.are_in_xattrs() {
                     is_the_owners(&root, &path)?;
                 }
                 (format, owners)
@@ -305,7 +305,7 @@ fn parse_format(text: &str) -> Result<(LayerFormat, Owners)> {
 fn format_line(format: LayerFormat, owners: Owners) -> String {
     let owners = match owners {
         Owners::OfFiles => String::new(),
-        Owners::InXattrs => format!(",{OWNERS_FLAG}"),
+        Owners::InXattrs | Owners::InSecurityXattrs => format!(",{OWNERS_FLAG}"),
     };
     format!("{MAGIC} {VERSION} compat= ro-compat= incompat=layers-{format}{owners}\n")
 }
@@ -395,6 +395,11 @@ fn create_store(
         },
     };
     let owners = match owners {
+        Some(Owners::InSecurityXattrs) => {
+            let message =
+                "a store keeps owners with its files or in user.* xattrs, not in security.*";
+            return Err(Error::new(ErrorKind::InvalidArgument, message).with_path(path));
+        }
         Some(Owners::InXattrs) => can_keep_owners(root, path).map(|()| Owners::InXattrs)?,
         Some(owners) => owners,
         None => owners_of_new(root, path, format)?,

@@ -21,7 +21,7 @@ use rustix::io::Errno;
 pub(super) use ownership::link_target;
 
 use super::file::Place;
-use super::owners::{self, Owners};
+use super::owners::Owners;
 use super::stat::{self, FileType, Stat, Time};
 use super::xattr::Of;
 use crate::path::Name;
@@ -102,9 +102,9 @@ impl Dir {
 
     /// Whether an xattr makes it hand its group down to what is made in it.
     pub(crate) fn hands_group_down(&self) -> io::Result<bool> {
-        match self.owners {
-            Owners::OfFiles => Ok(false),
-            Owners::InXattrs => Ok(owners::group_handed_down(self)?.is_some()),
+        match self.owners.xattr() {
+            None => Ok(false),
+            Some(xattr) => Ok(xattr.group_handed_down(self)?.is_some()),
         }
     }
 
@@ -154,18 +154,18 @@ impl Dir {
     /// Attributes of an open file of the same tree.
     pub(crate) fn stat_of(&self, file: impl AsFd) -> io::Result<Stat> {
         let own = stat::fstat(&file)?;
-        match self.owners {
-            Owners::OfFiles => Ok(own),
-            Owners::InXattrs => owners::shown(Of::Fd(file.as_fd()), own),
+        match self.owners.xattr() {
+            None => Ok(own),
+            Some(xattr) => xattr.shown(Of::Fd(file.as_fd()), own),
         }
     }
 
     /// Attributes of a child.
     pub(crate) fn stat_at(&self, name: &Name) -> io::Result<Stat> {
         let own = self.own_stat_at(name)?;
-        match self.owners {
-            Owners::OfFiles => Ok(own),
-            Owners::InXattrs => owners::shown(Of::Child(self, name), own),
+        match self.owners.xattr() {
+            None => Ok(own),
+            Some(xattr) => xattr.shown(Of::Child(self, name), own),
         }
     }
 
@@ -212,10 +212,8 @@ impl Dir {
         match self.open_file(name) {
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
                 // Where owners are in xattrs, `mode` is not the file's own.
-                let own = match self.owners {
-                    Owners::OfFiles => mode,
-                    Owners::InXattrs => self.own_stat_at(name)?.mode,
-                };
+                let in_xattrs = self.owners.are_in_xattrs();
+                let own = if in_xattrs { self.own_stat_at(name)?.mode } else { mode };
                 self.chmod_itself_at(name, own | 0o400)?;
                 let opened = self.open_file(name);
                 self.chmod_itself_at(name, own)?;
@@ -283,11 +281,13 @@ impl Dir {
 
     /// Makes a fifo, socket or device. The process's umask applies to `mode`.
     pub(crate) fn make_node(&self, name: &Name, node: Node, mode: u32) -> io::Result<()> {
-        if self.owners == Owners::InXattrs && node != (Node::Char { major: 0, minor: 0 }) {
+        if let Some(xattr) = self.owners.xattr()
+            && node != (Node::Char { major: 0, minor: 0 })
+        {
             let file = self.create_itself(name, self.own_mode(mode, false))?;
             let of = Of::Fd(file.as_fd());
             let done =
-                stat::fstat(&file).and_then(|own| owners::made_special(of, own, self, node, mode));
+                stat::fstat(&file).and_then(|own| xattr.made_special(of, own, self, node, mode));
             return self.or_unlink(name, done);
         }
         let (file_type, device) = match node {
@@ -307,10 +307,8 @@ impl Dir {
     /// Makes a symlink.
     pub(crate) fn symlink(&self, target: &[u8], name: &Name) -> io::Result<()> {
         rustix::fs::symlinkat(target, &self.fd, name.as_bytes())?;
-        if self.owners == Owners::OfFiles {
-            return Ok(());
-        }
-        let done = owners::group_handed_down(self).and_then(|group| match group {
+        let Some(xattr) = self.owners.xattr() else { return Ok(()) };
+        let done = xattr.group_handed_down(self).and_then(|group| match group {
             None => Ok(()),
             Some(gid) => self.chown_at(name, 0, gid),
         });
@@ -326,7 +324,7 @@ impl Dir {
     /// Where a symlink points.
     pub(crate) fn read_link(&self, name: &Name) -> io::Result<Vec<u8>> {
         match rustix::fs::readlinkat(&self.fd, name.as_bytes(), Vec::new()) {
-            Err(Errno::INVAL) if self.owners == Owners::InXattrs => {
+            Err(Errno::INVAL) if self.owners.are_in_xattrs() => {
                 if self.stat_at(name)?.file_type != FileType::Symlink {
                     return Err(Errno::INVAL.into());
                 }
@@ -395,9 +393,9 @@ impl Dir {
             }
             let name =
                 Name::new(bytes).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
-            let file_type = match (self.owners, entry.file_type().into()) {
+            let file_type = match (self.owners.are_in_xattrs(), entry.file_type().into()) {
                 // It may stand for something else.
-                (Owners::InXattrs, FileType::Regular) => FileType::Unknown,
+                (true, FileType::Regular) => FileType::Unknown,
                 (_, file_type) => file_type,
             };
             entries.push(DirEntry { name, file_type });

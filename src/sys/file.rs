@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags, RenameFlags, Timesp
 use rustix::io::Errno;
 
 use super::dir::{Dir, link_target, proc_path};
-use super::owners::{self, Owners};
+use super::owners::Owners;
 use super::stat::{self, FileType, Stat, Time};
 use super::xattr::Of;
 use crate::path::Name;
@@ -84,8 +84,10 @@ impl<'a> Place<'a> {
     pub(crate) fn stat(self) -> io::Result<Stat> {
         match self {
             Place::Child(dir, name) => dir.stat_at(name),
-            Place::Open(fd, Owners::OfFiles) => stat::fstat(fd),
-            Place::Open(fd, Owners::InXattrs) => owners::shown(Of::Fd(fd), stat::fstat(fd)?),
+            Place::Open(fd, owners) => {
+                let own = stat::fstat(fd)?;
+                owners.xattr().map_or(Ok(own), |xattr| xattr.shown(Of::Fd(fd), own))
+            }
         }
     }
 
@@ -101,10 +103,10 @@ impl<'a> Place<'a> {
     pub(crate) fn chmod(self, mode: u32) -> io::Result<()> {
         match self {
             Place::Child(dir, name) => dir.chmod_at(name, mode),
-            Place::Open(fd, Owners::InXattrs) => owners::chmod(Of::Fd(fd), stat::fstat(fd)?, mode),
-            Place::Open(fd, Owners::OfFiles) => {
-                Ok(rustix::fs::chmod(proc_path(fd, None), Mode::from_raw_mode(mode))?)
-            }
+            Place::Open(fd, owners) => match owners.xattr() {
+                Some(xattr) => xattr.chmod(Of::Fd(fd), stat::fstat(fd)?, mode),
+                None => Ok(rustix::fs::chmod(proc_path(fd, None), Mode::from_raw_mode(mode))?),
+            },
         }
     }
 
@@ -112,25 +114,31 @@ impl<'a> Place<'a> {
     pub(crate) fn chown(self, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
         match self {
             Place::Child(dir, name) => dir.change_owner_at(name, uid, gid),
-            Place::Open(fd, Owners::InXattrs) => {
-                owners::chown(Of::Fd(fd), stat::fstat(fd)?, uid, gid)
-            }
-            Place::Open(fd, Owners::OfFiles) => {
-                let uid = uid.map(rustix::fs::Uid::from_raw);
-                let gid = gid.map(rustix::fs::Gid::from_raw);
-                Ok(rustix::fs::chownat(fd, "", uid, gid, AtFlags::EMPTY_PATH)?)
-            }
+            Place::Open(fd, owners) => match owners.xattr() {
+                Some(xattr) => xattr.chown(Of::Fd(fd), stat::fstat(fd)?, uid, gid),
+                None => {
+                    let uid = uid.map(rustix::fs::Uid::from_raw);
+                    let gid = gid.map(rustix::fs::Gid::from_raw);
+                    Ok(rustix::fs::chownat(fd, "", uid, gid, AtFlags::EMPTY_PATH)?)
+                }
+            },
         }
     }
 
     /// Sets owner, group and mode of what is no symlink.
     pub(crate) fn assign(self, uid: u32, gid: u32, mode: u32) -> io::Result<()> {
-        let own = match self {
-            Place::Child(dir, name) if dir.owners() == Owners::InXattrs => dir.own_stat_at(name)?,
-            Place::Open(fd, Owners::InXattrs) => stat::fstat(fd)?,
-            _ => return self.chown(Some(uid), Some(gid)).and_then(|()| self.chmod(mode)),
+        let owners = match self {
+            Place::Child(dir, _) => dir.owners(),
+            Place::Open(_, owners) => owners,
         };
-        owners::assign(self.xattrs(), own, (uid, gid, mode))
+        let Some(xattr) = owners.xattr() else {
+            return self.chown(Some(uid), Some(gid)).and_then(|()| self.chmod(mode));
+        };
+        let own = match self {
+            Place::Child(dir, name) => dir.own_stat_at(name)?,
+            Place::Open(fd, _) => stat::fstat(fd)?,
+        };
+        xattr.assign(self.xattrs(), own, (uid, gid, mode))
     }
 
     pub(crate) fn set_times(self, atime: SetTime, mtime: SetTime) -> io::Result<()> {
@@ -154,8 +162,7 @@ impl<'a> Place<'a> {
             Place::Open(fd, owners) => match rustix::fs::readlinkat(fd, "", Vec::new()) {
                 // Of what is no symlink the kernel says that there is none, since the path is empty.
                 Err(Errno::INVAL | Errno::NOENT)
-                    if owners == Owners::InXattrs
-                        && self.stat()?.file_type == FileType::Symlink =>
+                    if owners.are_in_xattrs() && self.stat()?.file_type == FileType::Symlink =>
                 {
                     link_target(self.try_open_data(Access::Read)?)
                 }

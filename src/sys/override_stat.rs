@@ -13,9 +13,11 @@ use super::stat::FileType;
 /// The key under which this crate writes it.
 pub(crate) const KEY: &[u8] = b"user.containers.override_stat";
 
+/// That of fuse-overlayfs for who has CAP_SYS_ADMIN.
+pub(crate) const SECURITY_KEY: &[u8] = b"security.fuseoverlayfs.override_stat";
+
 /// The keys under which it is found.
-pub(crate) const KEYS: [&[u8]; 3] =
-    [KEY, b"user.fuseoverlayfs.override_stat", b"security.fuseoverlayfs.override_stat"];
+pub(crate) const KEYS: [&[u8]; 3] = [KEY, b"user.fuseoverlayfs.override_stat", SECURITY_KEY];
 
 /// What a file should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

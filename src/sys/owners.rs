@@ -2,9 +2,10 @@
 //! keeps them ([`override_stat`]), while the file itself is the caller's.
 //!
 //! A [`Dir`] knows where its tree keeps them ([`Owners`]), and hands that on to what is opened below it, so that
-//! nobody above this fence needs to ask. In a tree of [`Owners::InXattrs`]:
+//! nobody above this fence needs to ask. In a tree that keeps them in xattrs:
 //!
-//! - a file or directory without the xattr is root's, and has the mode that it has;
+//! - a file or directory without the xattr is root's, and has the mode that it has
+//!   ([`Owners::InSecurityXattrs`]: has the owner that it has, too);
 //! - one with it is what the xattr says. The file's own mode has no setuid, setgid or sticky bit, and always lets
 //!   its owner read and write (and search), since he could not reach the xattr otherwise;
 //! - fifos, sockets and devices are empty files with the xattr. The character device 0:0 is one: it is a mark, and
@@ -36,10 +37,37 @@ pub enum Owners {
     /// themselves are all one user's, who needs no right for that. Only this crate's engines show such trees as
     /// they are.
     InXattrs,
+    /// Likewise in `security.fuseoverlayfs.override_stat`, which takes CAP_SYS_ADMIN: for who has that and still
+    /// cannot give files away, such as root on a network file system. Files without it have the owner that they
+    /// have. For mounts of directories over FUSE, not for stores.
+    InSecurityXattrs,
 }
 
-/// The xattr.
-pub(crate) const KEY: &[u8] = override_stat::KEY;
+/// The xattr in which a tree keeps them.
+#[derive(Debug)]
+pub(crate) struct OwnersXattr {
+    pub(crate) key: &'static [u8],
+    /// What is without it is root's.
+    else_roots: bool,
+}
+
+static OF_USER: OwnersXattr = OwnersXattr { key: override_stat::KEY, else_roots: true };
+static OF_ADMIN: OwnersXattr = OwnersXattr { key: override_stat::SECURITY_KEY, else_roots: false };
+
+impl Owners {
+    /// None where they are with the files.
+    pub(crate) fn xattr(self) -> Option<&'static OwnersXattr> {
+        match self {
+            Owners::OfFiles => None,
+            Owners::InXattrs => Some(&OF_USER),
+            Owners::InSecurityXattrs => Some(&OF_ADMIN),
+        }
+    }
+
+    pub(crate) fn are_in_xattrs(self) -> bool {
+        self.xattr().is_some()
+    }
+}
 
 const SPECIAL: u32 = 0o7000;
 const SETUID: u32 = 0o4000;
@@ -53,36 +81,16 @@ pub(super) fn least_mode(is_dir: bool) -> u32 {
 
 /// What a file is, and what it is by its xattr.
 struct Kept {
+    xattr: &'static OwnersXattr,
     own: Stat,
     told: Option<OverrideStat>,
 }
 
 impl Kept {
-    fn of(of: Of<'_>, own: Stat) -> io::Result<Kept> {
-        // Nothing else can have it.
-        let value = match own.file_type {
-            FileType::Regular | FileType::Directory => match xattr::get(of, KEY) {
-                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => get_closed(of, &own, e)?,
-                value => value?,
-            },
-            _ => None,
-        };
-        let told = match value {
-            None => None,
-            Some(value) => Some(override_stat::decode(&value).ok_or_else(malformed)?),
-        };
-        let kept = Kept { own, told };
-        let stat = kept.stat();
-        let is_mark = stat.file_type == FileType::CharDevice && stat.rdev == (0, 0);
-        match stat.is_dir() == own.is_dir() && !(is_mark && told.is_some()) {
-            true => Ok(kept),
-            false => Err(malformed()),
-        }
-    }
-
     fn stat(&self) -> Stat {
         match &self.told {
-            None => Stat { uid: 0, gid: 0, ..self.own },
+            None if self.xattr.else_roots => Stat { uid: 0, gid: 0, ..self.own },
+            None => self.own,
             Some(OverrideStat { uid, gid, mode, file_type, rdev }) => {
                 let file_type = file_type.unwrap_or(self.own.file_type);
                 Stat { uid: *uid, gid: *gid, mode: *mode, file_type, rdev: *rdev, ..self.own }
@@ -90,22 +98,29 @@ impl Kept {
         }
     }
 
+    /// Whether a file with this owner, mode and type needs no xattr.
+    fn is_plain(&self, stat: &Stat) -> bool {
+        let without = Kept { told: None, ..*self }.stat();
+        let least = least_mode(self.own.is_dir());
+        (stat.uid, stat.gid, stat.file_type) == (without.uid, without.gid, without.file_type)
+            && stat.mode & SPECIAL == 0
+            && stat.mode & least == least
+    }
+
     /// Makes the file what `stat` has of owner, mode and type.
     fn become_of(&self, of: Of<'_>, stat: &Stat) -> io::Result<()> {
         let own = &self.own;
         if !matches!(own.file_type, FileType::Regular | FileType::Directory) {
-            // A mark, or a symlink of root's.
-            return match (stat.uid, stat.gid) {
-                (0, 0) => Ok(()),
-                _ => Err(Errno::PERM.into()),
+            // A mark, or a symlink.
+            let without = self.stat();
+            return match (stat.uid, stat.gid) == (without.uid, without.gid) {
+                true => Ok(()),
+                false => Err(Errno::PERM.into()),
             };
         }
         let least = least_mode(own.is_dir());
-        let plain = (stat.uid, stat.gid, stat.file_type) == (0, 0, own.file_type)
-            && stat.mode & SPECIAL == 0
-            && stat.mode & least == least;
         // The xattr first: it is what counts.
-        if !plain || self.told.is_some() {
+        if !self.is_plain(stat) || self.told.is_some() {
             if own.mode & least != least {
                 // Past all this its owner has closed it to himself.
                 chmod_itself(of, own.mode | least)?;
@@ -117,112 +132,155 @@ impl Kept {
                 file_type: Some(stat.file_type),
                 rdev: stat.rdev,
             };
-            xattr::set(of, KEY, &override_stat::encode(&told))?;
+            xattr::set(of, self.xattr.key, &override_stat::encode(&told))?;
         }
         let mode = stat.mode & !SPECIAL | least;
         if own.mode == mode && own.mode & least == least { Ok(()) } else { chmod_itself(of, mode) }
     }
 }
 
-/// Of a file that its owner has closed to himself, past all this: it is open to him for that one moment.
-fn get_closed(of: Of<'_>, own: &Stat, e: io::Error) -> io::Result<Option<Vec<u8>>> {
-    if own.mode & 0o400 != 0 || chmod_itself(of, own.mode | 0o400).is_err() {
-        return Err(e);
+impl OwnersXattr {
+    fn kept(&'static self, of: Of<'_>, own: Stat) -> io::Result<Kept> {
+        // Nothing else can have it.
+        let value = match own.file_type {
+            FileType::Regular | FileType::Directory => match xattr::get(of, self.key) {
+                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                    self.get_closed(of, &own, e)?
+                }
+                value => value?,
+            },
+            _ => None,
+        };
+        let told = match value {
+            None => None,
+            Some(value) => Some(override_stat::decode(&value).ok_or_else(|| self.malformed())?),
+        };
+        let kept = Kept { xattr: self, own, told };
+        let stat = kept.stat();
+        let is_mark = stat.file_type == FileType::CharDevice && stat.rdev == (0, 0);
+        match stat.is_dir() == own.is_dir() && !(is_mark && told.is_some()) {
+            true => Ok(kept),
+            false => Err(self.malformed()),
+        }
     }
-    let value = xattr::get(of, KEY);
-    chmod_itself(of, own.mode)?;
-    value
-}
 
-fn malformed() -> io::Error {
-    let key = String::from_utf8_lossy(KEY);
-    io::Error::new(io::ErrorKind::InvalidData, format!("its xattr {key:?} is malformed"))
-}
+    /// Of a file that its owner has closed to himself, past all this: it is open to him for that one moment.
+    fn get_closed(&self, of: Of<'_>, own: &Stat, e: io::Error) -> io::Result<Option<Vec<u8>>> {
+        if own.mode & 0o400 != 0 || chmod_itself(of, own.mode | 0o400).is_err() {
+            return Err(e);
+        }
+        let value = xattr::get(of, self.key);
+        chmod_itself(of, own.mode)?;
+        value
+    }
 
-/// What a file with these attributes of its own is.
-pub(super) fn shown(of: Of<'_>, own: Stat) -> io::Result<Stat> {
-    Ok(Kept::of(of, own)?.stat())
+    fn malformed(&self) -> io::Error {
+        let key = String::from_utf8_lossy(self.key);
+        io::Error::new(io::ErrorKind::InvalidData, format!("its xattr {key:?} is malformed"))
+    }
+
+    /// What a file with these attributes of its own is.
+    pub(super) fn shown(&'static self, of: Of<'_>, own: Stat) -> io::Result<Stat> {
+        Ok(self.kept(of, own)?.stat())
+    }
+
+    /// As chown(2), which takes setuid and setgid away from what is no directory.
+    pub(super) fn chown(
+        &'static self,
+        of: Of<'_>,
+        own: Stat,
+        uid: Option<u32>,
+        gid: Option<u32>,
+    ) -> io::Result<()> {
+        let kept = self.kept(of, own)?;
+        let mut stat = kept.stat();
+        (stat.uid, stat.gid) = (uid.unwrap_or(stat.uid), gid.unwrap_or(stat.gid));
+        if !stat.is_dir() {
+            stat.mode &= !SETUID;
+            if stat.mode & GROUP_EXECUTE != 0 {
+                stat.mode &= !SETGID;
+            }
+        }
+        kept.become_of(of, &stat)
+    }
+
+    /// Owner, group and mode at once, of what has just been made and had its look at.
+    pub(super) fn assign(
+        &'static self,
+        of: Of<'_>,
+        own: Stat,
+        (uid, gid, mode): (u32, u32, u32),
+    ) -> io::Result<()> {
+        let kept = self.kept(of, own)?;
+        let stat = Stat { uid, gid, mode: mode & 0o7777, ..kept.stat() };
+        kept.become_of(of, &stat)
+    }
+
+    /// As chmod(2).
+    pub(super) fn chmod(&'static self, of: Of<'_>, own: Stat, mode: u32) -> io::Result<()> {
+        let kept = self.kept(of, own)?;
+        let stat = Stat { mode: mode & 0o7777, ..kept.stat() };
+        kept.become_of(of, &stat)
+    }
+
+    /// Completes what was just made for this mode, before the umask, in a directory: gives it the mode, and the
+    /// group that is handed down.
+    pub(super) fn made(
+        &'static self,
+        of: Of<'_>,
+        own: Stat,
+        dir: &Dir,
+        mode: u32,
+    ) -> io::Result<()> {
+        // The umask has taken away what `own` has not; the least of modes was added for it.
+        self.complete(of, own, dir, Stat { mode: own.mode & mode | mode & SPECIAL, ..own })
+    }
+
+    /// As [`OwnersXattr::made`], of an empty file that stands for something else.
+    pub(super) fn made_special(
+        &'static self,
+        of: Of<'_>,
+        own: Stat,
+        dir: &Dir,
+        node: Node,
+        mode: u32,
+    ) -> io::Result<()> {
+        let (file_type, rdev) = match node {
+            Node::Fifo => (FileType::Fifo, (0, 0)),
+            Node::Socket => (FileType::Socket, (0, 0)),
+            Node::Char { major, minor } => (FileType::CharDevice, (major, minor)),
+            Node::Block { major, minor } => (FileType::BlockDevice, (major, minor)),
+        };
+        let mode = own.mode & mode | mode & SPECIAL;
+        self.complete(of, own, dir, Stat { file_type, rdev, mode, ..own })
+    }
+
+    fn complete(&'static self, of: Of<'_>, own: Stat, dir: &Dir, stat: Stat) -> io::Result<()> {
+        let handed_down = self.group_handed_down(dir)?;
+        let setgid = if handed_down.is_some() && own.is_dir() { SETGID } else { 0 };
+        let stat = Stat { uid: 0, gid: handed_down.unwrap_or(0), mode: stat.mode | setgid, ..stat };
+        let kept = Kept { xattr: self, own, told: None };
+        match kept.is_plain(&stat) && own.mode == stat.mode {
+            true => Ok(()),
+            false => kept.become_of(of, &stat),
+        }
+    }
+
+    /// The group that a directory hands down to what is made in it.
+    pub(super) fn group_handed_down(&self, dir: &Dir) -> io::Result<Option<u32>> {
+        // Only by the xattr can it have setgid.
+        match xattr::get(Of::dir(dir), self.key)?.as_deref().map(override_stat::decode) {
+            Some(Some(told)) if told.mode & SETGID != 0 => Ok(Some(told.gid)),
+            Some(None) => Err(self.malformed()),
+            _ => Ok(None),
+        }
+    }
 }
 
 /// The value for a symlink.
 pub(super) fn symlink_of(uid: u32, gid: u32) -> Vec<u8> {
     let file_type = Some(FileType::Symlink);
     override_stat::encode(&OverrideStat { uid, gid, mode: 0o777, file_type, rdev: (0, 0) })
-}
-
-/// As chown(2), which takes setuid and setgid away from what is no directory.
-pub(super) fn chown(of: Of<'_>, own: Stat, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
-    let kept = Kept::of(of, own)?;
-    let mut stat = kept.stat();
-    (stat.uid, stat.gid) = (uid.unwrap_or(stat.uid), gid.unwrap_or(stat.gid));
-    if !stat.is_dir() {
-        stat.mode &= !SETUID;
-        if stat.mode & GROUP_EXECUTE != 0 {
-            stat.mode &= !SETGID;
-        }
-    }
-    kept.become_of(of, &stat)
-}
-
-/// Owner, group and mode at once, of what has just been made and had its look at.
-pub(super) fn assign(of: Of<'_>, own: Stat, (uid, gid, mode): (u32, u32, u32)) -> io::Result<()> {
-    let kept = Kept::of(of, own)?;
-    let stat = Stat { uid, gid, mode: mode & 0o7777, ..kept.stat() };
-    kept.become_of(of, &stat)
-}
-
-/// As chmod(2).
-pub(super) fn chmod(of: Of<'_>, own: Stat, mode: u32) -> io::Result<()> {
-    let kept = Kept::of(of, own)?;
-    let stat = Stat { mode: mode & 0o7777, ..kept.stat() };
-    kept.become_of(of, &stat)
-}
-
-/// Completes what was just made for this mode, before the umask, in a directory: gives it the mode, and the group
-/// that is handed down.
-pub(super) fn made(of: Of<'_>, own: Stat, dir: &Dir, mode: u32) -> io::Result<()> {
-    let least = least_mode(own.is_dir());
-    // The umask has taken away what `own` has not; `least` was added for it.
-    let stat = Stat { mode: own.mode & mode | mode & SPECIAL, ..own };
-    complete(of, own, dir, stat, own.mode & least == least && mode & least == least)
-}
-
-/// As [`made`], of an empty file that stands for something else.
-pub(super) fn made_special(
-    of: Of<'_>,
-    own: Stat,
-    dir: &Dir,
-    node: Node,
-    mode: u32,
-) -> io::Result<()> {
-    let (file_type, rdev) = match node {
-        Node::Fifo => (FileType::Fifo, (0, 0)),
-        Node::Socket => (FileType::Socket, (0, 0)),
-        Node::Char { major, minor } => (FileType::CharDevice, (major, minor)),
-        Node::Block { major, minor } => (FileType::BlockDevice, (major, minor)),
-    };
-    let mode = own.mode & mode | mode & SPECIAL;
-    complete(of, own, dir, Stat { file_type, rdev, mode, ..own }, false)
-}
-
-fn complete(of: Of<'_>, own: Stat, dir: &Dir, stat: Stat, is_plain: bool) -> io::Result<()> {
-    let handed_down = group_handed_down(dir)?;
-    if is_plain && handed_down.is_none() && stat.mode & SPECIAL == 0 {
-        return Ok(());
-    }
-    let setgid = if handed_down.is_some() && own.is_dir() { SETGID } else { 0 };
-    let stat = Stat { uid: 0, gid: handed_down.unwrap_or(0), mode: stat.mode | setgid, ..stat };
-    Kept { own, told: None }.become_of(of, &stat)
-}
-
-/// The group that a directory hands down to what is made in it.
-pub(super) fn group_handed_down(dir: &Dir) -> io::Result<Option<u32>> {
-    // Only by the xattr can it have setgid.
-    match xattr::get(Of::dir(dir), KEY)?.as_deref().map(override_stat::decode) {
-        Some(Some(told)) if told.mode & SETGID != 0 => Ok(Some(told.gid)),
-        Some(None) => Err(malformed()),
-        _ => Ok(None),
-    }
 }
 
 /// Sets the file's own mode.
@@ -268,6 +326,8 @@ mod tests {
     fn own_mode(tmp: &Path, n: &str) -> u32 {
         tmp.join(n).symlink_metadata().unwrap().mode()
     }
+
+    const KEY: &[u8] = override_stat::KEY;
 
     fn told(tmp: &Path, n: &str) -> Option<String> {
         let dir = Dir::open(tmp).unwrap();

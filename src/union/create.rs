@@ -261,7 +261,7 @@ fn takes_steps(format: LayerFormat, dir: &Dir, make: &Make) -> io::Result<bool> 
     let steps = special_bits(make) != 0 || stands_for_zero_device(format, make);
     Ok(match dir.owners() {
         Owners::OfFiles => steps || (make.uid, make.gid) != user_and_group(),
-        Owners::InXattrs => {
+        Owners::InXattrs | Owners::InSecurityXattrs => {
             let plain = match make.file {
                 NewFile::Regular => make.mode & (FIRST_MODE & !0o777 | 0o600) == 0o600,
                 NewFile::Directory => make.mode & (FIRST_MODE & !0o777 | 0o700) == 0o700,

@@ -189,7 +189,7 @@ impl Union {
         roots.extend(upper.as_ref().map(|upper| Arc::clone(&upper.dir)));
         roots.extend(spec.lowers.iter().map(|lower| Arc::clone(&lower.dir)));
         let mut options = spec.options;
-        if roots.iter().any(|dir| dir.owners() == Owners::InXattrs) {
+        if roots.iter().any(|dir| dir.owners().are_in_xattrs()) {
             // Their ids and the file's own mode would be this user's.
             options.no_acl = true;
         }

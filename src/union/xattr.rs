@@ -19,7 +19,6 @@ use super::node::Node;
 use crate::layer::LayerFormat;
 use crate::sys::errno::Code;
 use crate::sys::file::Place;
-use crate::sys::owners::{self, Owners};
 use crate::sys::stat::{FileType, Stat};
 use crate::sys::xattr::{self, OnPresence};
 
@@ -97,7 +96,7 @@ impl Union {
     }
 
     fn is_where_owners_are(&self, key: &[u8]) -> bool {
-        key == owners::KEY && self.owners() == Owners::InXattrs
+        self.owners().xattr().is_some_and(|xattr| xattr.key == key)
     }
 
     /// Sets an attribute. Setgid goes when somebody sets a list of access rights who is not in the file's

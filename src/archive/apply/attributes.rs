@@ -41,7 +41,7 @@ impl Unpack<'_> {
         let mut made = look()?;
         self.newcomer = Some((made.uid, made.gid));
         let mut given = false;
-        let at_once = dir.owners() == Owners::InXattrs
+        let at_once = dir.owners().are_in_xattrs()
             && self.options.ownership != Ownership::Ignore
             && !matches!(entry.kind, EntryKind::Symlink { .. });
         if !at_once
@@ -152,7 +152,7 @@ impl Unpack<'_> {
                 (Some(text), _) => Acl::parse(text).map(|acl| acl.encode()),
                 (None, binary) => binary.cloned(),
             };
-            if self.target.dir().owners() == Owners::InXattrs {
+            if self.target.dir().owners().are_in_xattrs() {
                 // It would be one of this user's files, and change their modes.
                 if self.options.xattrs == XattrPolicy::Exact {
                     let message = "its access control list has no place where owners are in xattrs";

@@ -64,7 +64,8 @@ Behaviour:
   volatile, fsync=0        never wait for the disk
   redirect_dir=on|off      rename directories of lower layers (default on), or EXDEV
   metacopy=on|off          change attributes of files without copying their data (default on)
-  xattr_permissions=2      owners, modes and devices are in user.containers.override_stat
+  xattr_permissions=1|2    owners, modes and devices are in xattrs: 2 user.containers.override_stat, 1
+                           security.fuseoverlayfs.override_stat, which takes CAP_SYS_ADMIN
   noacl                    no POSIX ACLs
   static_nlink             show one link for every file
   threads=N                how many serve it (default: as processors, 2 to 4)

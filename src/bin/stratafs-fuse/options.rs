@@ -312,12 +312,8 @@ fn apply(
         "xattr_permissions" => match value {
             Some(b"0") => options.owners = Owners::OfFiles,
             Some(b"2") => options.owners = Owners::InXattrs,
-            Some(b"1") => {
-                return Err("xattr_permissions=1, owners in security.*, is not to be had here: use 2, which \
-                            needs no right"
-                    .to_owned());
-            }
-            _ => return Err("xattr_permissions is 0 or 2".to_owned()),
+            Some(b"1") => options.owners = Owners::InSecurityXattrs,
+            _ => return Err("xattr_permissions is 0, 1 or 2".to_owned()),
         },
         "noxattrs" | "plugins" | "blkdev" => {
             return Err(format!("the option {key} of other programs is not to be had here"));

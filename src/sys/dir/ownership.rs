@@ -9,7 +9,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use super::{Dir, set_times};
 use crate::path::Name;
 use crate::sys::file::Place;
-use crate::sys::owners::{self, Owners};
+use crate::sys::owners;
 use crate::sys::stat::{self, FileType, Stat};
 use crate::sys::xattr::{self, Of};
 
@@ -21,9 +21,9 @@ impl Dir {
 
     /// Its own mode, setgid and sticky bits included.
     pub(crate) fn chmod(&self, mode: u32) -> io::Result<()> {
-        match self.owners {
-            Owners::OfFiles => Ok(rustix::fs::fchmod(&self.fd, Mode::from_raw_mode(mode))?),
-            Owners::InXattrs => Place::Open(self.as_fd(), self.owners).chmod(mode),
+        match self.owners.are_in_xattrs() {
+            false => Ok(rustix::fs::fchmod(&self.fd, Mode::from_raw_mode(mode))?),
+            true => Place::Open(self.as_fd(), self.owners).chmod(mode),
         }
     }
 
@@ -41,15 +41,17 @@ impl Dir {
         uid: Option<u32>,
         gid: Option<u32>,
     ) -> io::Result<()> {
-        if self.owners == Owners::InXattrs {
+        if let Some(xattr) = self.owners.xattr() {
             let own = self.own_stat_at(name)?;
             if own.file_type == FileType::Symlink {
-                return match (uid.unwrap_or(0), gid.unwrap_or(0)) {
-                    (0, 0) => Ok(()),
-                    (uid, gid) => self.give_symlink_away(name, &own, uid, gid),
+                let shown = xattr.shown(Of::Child(self, name), own)?;
+                let (uid, gid) = (uid.unwrap_or(shown.uid), gid.unwrap_or(shown.gid));
+                return match (uid, gid) == (shown.uid, shown.gid) {
+                    true => Ok(()),
+                    false => self.give_symlink_away(name, &own, xattr.key, (uid, gid)),
                 };
             }
-            return owners::chown(Of::Child(self, name), own, uid, gid);
+            return xattr.chown(Of::Child(self, name), own, uid, gid);
         }
         let (uid, gid) = (uid.map(rustix::fs::Uid::from_raw), gid.map(rustix::fs::Gid::from_raw));
         let flags = AtFlags::SYMLINK_NOFOLLOW;
@@ -57,12 +59,18 @@ impl Dir {
     }
 
     /// Puts a file that stands for it in a symlink's place.
-    fn give_symlink_away(&self, name: &Name, own: &Stat, uid: u32, gid: u32) -> io::Result<()> {
+    fn give_symlink_away(
+        &self,
+        name: &Name,
+        own: &Stat,
+        key: &[u8],
+        (uid, gid): (u32, u32),
+    ) -> io::Result<()> {
         let target = rustix::fs::readlinkat(&self.fd, name.as_bytes(), Vec::new())?.into_bytes();
         let mut kept = Vec::new();
-        for key in xattr::list(Of::Child(self, name))? {
-            if let Some(value) = xattr::get(Of::Child(self, name), &key)? {
-                kept.push((key, value));
+        for other in xattr::list(Of::Child(self, name))? {
+            if let Some(value) = xattr::get(Of::Child(self, name), &other)? {
+                kept.push((other, value));
             }
         }
         self.unlink(name)?;
@@ -74,7 +82,7 @@ impl Dir {
             .and_then(|()| {
                 let of = Of::Fd(file.as_fd());
                 kept.iter().try_for_each(|(key, value)| xattr::set(of, key, value))?;
-                xattr::set(of, owners::KEY, &told)
+                xattr::set(of, key, &told)
             })
             .and_then(|()| io::Write::write_all(&mut file, &target))
             .and_then(|()| set_times(&file, own.atime, own.mtime));
@@ -93,13 +101,13 @@ impl Dir {
 
     /// Sets the mode of a child that is not a symlink; a symlink there is refused, not followed.
     pub(crate) fn chmod_at(&self, name: &Name, mode: u32) -> io::Result<()> {
-        if self.owners == Owners::InXattrs {
+        if let Some(xattr) = self.owners.xattr() {
             let own = self.own_stat_at(name)?;
             let of = Of::Child(self, name);
-            if owners::shown(of, own)?.file_type == FileType::Symlink {
+            if xattr.shown(of, own)?.file_type == FileType::Symlink {
                 return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
             }
-            return owners::chmod(of, own, mode);
+            return xattr.chmod(of, own, mode);
         }
         self.chmod_itself_at(name, mode)
     }
@@ -130,9 +138,9 @@ impl Dir {
 
     /// The mode with which a file that is to have `mode` is made.
     pub(super) fn own_mode(&self, mode: u32, is_dir: bool) -> u32 {
-        match self.owners {
-            Owners::OfFiles => mode,
-            Owners::InXattrs => mode & 0o777 | owners::least_mode(is_dir),
+        match self.owners.are_in_xattrs() {
+            false => mode,
+            true => mode & 0o777 | owners::least_mode(is_dir),
         }
     }
 
@@ -143,9 +151,9 @@ impl Dir {
         own: impl FnOnce() -> io::Result<Stat>,
         mode: u32,
     ) -> io::Result<()> {
-        match self.owners {
-            Owners::OfFiles => Ok(()),
-            Owners::InXattrs => owners::made(of, own()?, self, mode),
+        match self.owners.xattr() {
+            None => Ok(()),
+            Some(xattr) => xattr.made(of, own()?, self, mode),
         }
     }
 

@@ -149,7 +149,7 @@ fn what_is_wrong_is_named() {
         ("lowerdir=/l,format=zfs", "zfs"),
         ("lowerdir=/l,writeback=maybe", "writeback=maybe"),
         ("lowerdir=/l,plugins=x", "plugins"),
-        ("lowerdir=/l,xattr_permissions=1", "xattr_permissions"),
+        ("lowerdir=/l,xattr_permissions=3", "xattr_permissions"),
         ("lowerdir=/l,xattr_permissions", "xattr_permissions"),
         ("lowerdir=/l,timeout=-1", "timeout=-1"),
         ("br=/a=rw,upperdir=/u,workdir=/w", "br="),
