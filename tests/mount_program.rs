@@ -47,6 +47,12 @@ fn main() {
             about_to_end,
         ),
         suite::trial("buildah_has_the_same_as_with_fuse_overlayfs", rootless_hindrance(), rootless),
+        suite::trial(
+            "podman_keeps_the_users_id_as_with_fuse_overlayfs",
+            rootless_hindrance()
+                .or_else(|| ["podman", "runc"].into_iter().find_map(suite::needs_program)),
+            keep_id,
+        ),
     ]);
 }
 
@@ -477,4 +483,84 @@ fn built_without_root(mount_program: &str) -> String {
     buildah(&["rmi", "-af"]);
     buildah(&["unshare", "rm", "-rf", dir.path().join("storage").to_str().unwrap()]);
     tree
+}
+
+/// A container in which the user has the id that it has outside, with the files of the image root's.
+fn keep_id() {
+    assert_eq!(with_kept_id(OURS.unwrap()), with_kept_id("fuse-overlayfs"));
+}
+
+/// What such containers say, and what comes of it.
+fn with_kept_id(mount_program: &str) -> String {
+    let mount_program = suite::find_program(mount_program).unwrap_or_else(|| mount_program.into());
+    let dir = suite::temp();
+    for made in ["run", "home", "context"] {
+        fs::create_dir(dir.path().join(made)).unwrap();
+    }
+    let context = dir.path().join("context");
+    fs::copy(suite::find_program("busybox").unwrap(), context.join("busybox")).unwrap();
+    let steps = "FROM scratch\n\
+        COPY busybox /bin/busybox\n\
+        COPY busybox /bin/sh\n\
+        RUN busybox --install -s /bin; mkdir -m 1777 /tmp; echo x > /a; chown 33:44 /a; echo y > /own; chmod 600 /own\n";
+    fs::write(context.join("Containerfile"), steps).unwrap();
+    let command = |arguments: &[&str]| {
+        let mut command = Command::new("podman");
+        command.env("HOME", dir.path().join("home")).env("XDG_RUNTIME_DIR", dir.path().join("run"));
+        command.arg("--root").arg(dir.path().join("storage"));
+        command.arg("--runroot").arg(dir.path().join("run/storage"));
+        command.args(["--runtime", "runc", "--cgroup-manager", "cgroupfs"]);
+        command.args(["--storage-driver", "overlay", "--storage-opt"]);
+        command.arg(format!("overlay.mount_program={}", mount_program.display()));
+        command.args(arguments).stdin(Stdio::null());
+        command
+    };
+    let podman = |arguments: &[&str]| text(command(arguments).output().unwrap());
+    let built = ["build", "--isolation", "chroot", "-q", "-t", "built", context.to_str().unwrap()];
+    podman(&built);
+    let run = ["run", "--network", "none"];
+    let kept = |more: &[&'static str]| [&run[..], &["--userns", "keep-id"], more].concat();
+    let change = "id -u; cat /proc/self/uid_map; stat -c '%n %a %u:%g' / /bin /a /own; cat /own; \
+                  echo mine > /tmp/mine; mkdir /tmp/dir; rm /a; chown 0 /tmp/mine; \
+                  stat -c '%n %a %u:%g' /tmp/mine";
+    // What is forbidden to it, it is told of.
+    let change = format!("{change} 2>&1; true");
+    let mut said =
+        podman(&[&kept(&["--name", "one", "built", "sh", "-c"])[..], &[&change]].concat());
+    said += &podman(&kept(&[
+        "--name",
+        "two",
+        "--user",
+        "0",
+        "built",
+        "sh",
+        "-c",
+        "rm /a; echo z > /b",
+    ]));
+    for name in ["one", "two"] {
+        let mut changes: Vec<String> = podman(&["diff", name]).lines().map(str::to_owned).collect();
+        changes.sort();
+        said += &changes.join("\n");
+        podman(&["commit", "-q", name, name]);
+        let look = "stat -c '%n %a %u:%g' /tmp/* /own /a /b 2>&1; true";
+        said += &podman(&[&run[..], &["--rm", name, "sh", "-c", look]].concat());
+    }
+    // Two at once, of one image, each with its own ids.
+    let start = |more: &[&str]| {
+        let arguments = [
+            &run[..],
+            more,
+            &["--rm", "built", "sh", "-c", "stat -c %u:%g /a; cat /bin/busybox | wc -c"],
+        ]
+        .concat();
+        command(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let both = [start(&["--userns", "keep-id"]), start(&[])];
+    both.into_iter().for_each(|child| said += &text(child.wait_with_output().unwrap()));
+    podman(&["rm", "-af"]);
+    podman(&["rmi", "-af"]);
+    podman(&["unshare", "rm", "-rf", dir.path().join("storage").to_str().unwrap()]);
+    // The process that keeps its namespace open for it.
+    podman(&["system", "migrate"]);
+    said
 }
