@@ -559,8 +559,9 @@ fn with_kept_id(mount_program: &str) -> String {
     both.into_iter().for_each(|child| said += &text(child.wait_with_output().unwrap()));
     podman(&["rm", "-af"]);
     podman(&["rmi", "-af"]);
-    podman(&["unshare", "rm", "-rf", dir.path().join("storage").to_str().unwrap()]);
-    // The process that keeps its namespace open for it.
+    // The process that keeps its namespace open for it, and what is mounted there.
     podman(&["system", "migrate"]);
+    let storage = dir.path().join("storage");
+    text(Command::new("buildah").args(["unshare", "rm", "-rf"]).arg(storage).output().unwrap());
     said
 }

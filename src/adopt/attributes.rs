@@ -15,7 +15,6 @@ use crate::layer::marks::Redirect;
 use crate::path::RelPath;
 use crate::sys::file::{Place, SetTime};
 use crate::sys::override_stat::{self, OverrideStat};
-use crate::sys::owners::Owners;
 use crate::sys::stat::{FileType, Stat};
 use crate::sys::xattr::{self, Of};
 

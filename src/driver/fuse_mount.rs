@@ -24,6 +24,7 @@ use crate::sys::lock::{self, Flock};
 use crate::sys::mount as sys;
 use crate::sys::mountinfo;
 use crate::sys::owners::Owners;
+use crate::sys::xattr::{self, Of};
 use crate::union::{Lower, SyncPolicy, Union, UnionOptions, UnionSpec, Upper};
 
 /// A layer directory that is only read, and the format of its marks.

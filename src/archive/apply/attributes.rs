@@ -16,7 +16,6 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::layer::marks;
 use crate::path::Name;
 use crate::sys::dir::{self, Dir};
-use crate::sys::owners::Owners;
 use crate::sys::stat::Stat;
 use crate::sys::xattr::{self, Of};
 
