@@ -60,7 +60,7 @@ fn killed_at_any_wait(index: usize) {
         let root = dir.path().join("store");
         let before = lived_until(&root, index);
         let arguments = [root.to_str().unwrap(), &index.to_string(), &k.to_string()];
-        let mut child = suite::child("step", &arguments);
+        let mut child = suite::mortal_child(dir.path(), "step", &arguments);
         let killed = suite::was_killed(child.wait().unwrap());
         let allowed = if killed { step.during(&before) } else { vec![step.after(&before)] };
         model::assert_survived(&root, &allowed, &format!("{}, killed at {k}", step.name));
@@ -77,7 +77,8 @@ fn killed_at_any_report() {
         let root = dir.path().join("store");
         let before = Model::default();
         lived_until(&root, 0);
-        let mut child = suite::child("apply", &[root.to_str().unwrap(), &k.to_string()]);
+        let mut child =
+            suite::mortal_child(dir.path(), "apply", &[root.to_str().unwrap(), &k.to_string()]);
         let killed = suite::was_killed(child.wait().unwrap());
         let mut after = before.clone();
         let applied = Snapshot {
@@ -109,7 +110,7 @@ fn killed_during_import() {
             lived_until(&root, 0);
             let (root_text, report) = (root.to_str().unwrap(), k.to_string());
             let arguments = [root_text, &report, layout.path().to_str().unwrap(), threads];
-            let mut child = suite::child("import", &arguments);
+            let mut child = suite::mortal_child(dir.path(), "import", &arguments);
             let killed = suite::was_killed(child.wait().unwrap());
             let mut allowed = states.clone();
             let whole = allowed.pop().unwrap();
@@ -135,7 +136,7 @@ fn killed_at_any_moment() {
     for round in 0..ROUNDS {
         let dir = suite::temp();
         let root = dir.path().join("store");
-        let mut child = suite::child("life", &[root.to_str().unwrap()]);
+        let mut child = suite::mortal_child(dir.path(), "life", &[root.to_str().unwrap()]);
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         // Some way into the script, and a little after a line: the reader and the child race.
         let steps = usize::try_from(round).unwrap() % SCRIPT.len() + 1;

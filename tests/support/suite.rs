@@ -10,6 +10,7 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 /// The first argument of a child: what follows is which of its duties, and that duty's arguments.
 const CHILD: &str = "--as-child";
+const TEMP: &str = "STRATAFS_TEST_TEMP";
 
 /// The rest of the arguments, if this process is a child.
 pub fn child_arguments() -> Option<Vec<String>> {
@@ -19,7 +20,16 @@ pub fn child_arguments() -> Option<Vec<String>> {
 
 /// This binary again, as a child with a duty; its standard input and output are pipes.
 pub fn child(duty: &str, arguments: &[&str]) -> Child {
-    Command::new(std::env::current_exe().unwrap())
+    start(&mut Command::new(std::env::current_exe().unwrap()), duty, arguments)
+}
+
+/// The same, of one that may be killed: its temporary directories are in `dir`.
+pub fn mortal_child(dir: &Path, duty: &str, arguments: &[&str]) -> Child {
+    start(Command::new(std::env::current_exe().unwrap()).env(TEMP, dir), duty, arguments)
+}
+
+fn start(command: &mut Command, duty: &str, arguments: &[&str]) -> Child {
+    command
         .arg(CHILD)
         .arg(duty)
         .args(arguments)
@@ -109,6 +119,9 @@ pub fn needs_program(program: &str) -> Option<String> {
 
 /// A directory where files keep `user.*` xattrs; in memory, if there are such.
 pub fn temp() -> tempfile::TempDir {
+    if let Some(dir) = std::env::var_os(TEMP) {
+        return tempfile::tempdir_in(dir).unwrap();
+    }
     for place in ["/dev/shm", "/var/tmp"] {
         if let Ok(dir) = tempfile::tempdir_in(place)
             && keeps_user_xattrs(dir.path())
