@@ -578,4 +578,6 @@ fn full_disk() {
     fs::remove_file(filler).unwrap();
     rustix::fs::syncfs(File::open(small.path()).unwrap()).unwrap();
     stage.settles(1);
+    // Before the directory that it is in.
+    drop(small);
 }
