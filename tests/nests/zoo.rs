@@ -157,6 +157,7 @@ pub fn change(t: &Path, can: Can) {
     fs::hard_link(t.join("linked"), t.join("d/link")).unwrap();
     append(&t.join("d/link"), b" by another name");
     if can.hard_links {
+        let _known = known(&t.join("d/names2"));
         append(&t.join("names"), b" by the first name");
         mode(&t.join("d/names2"), 0o600);
     }
@@ -230,6 +231,8 @@ pub fn change_again(t: &Path, can: Can) {
     mode(&t.join("again"), 0o700);
     append(&t.join("data"), b" at the end");
     if can.hard_links {
+        // A name that the kernel has forgotten, as it may, gets its link in the upper some other time.
+        let _known = known(&t.join("d/link"));
         append(&t.join("linked"), b", and by the first");
     }
     fs::rename(t.join("d/renamed"), t.join("old")).unwrap();
@@ -281,6 +284,14 @@ fn append(path: &Path, bytes: &[u8]) {
 #[track_caller]
 fn set_length(path: &Path, length: u64) {
     fs::File::options().write(true).open(path).unwrap().set_len(length).unwrap();
+}
+
+/// A file that the kernel does not forget as long as it is held.
+#[track_caller]
+fn known(path: &Path) -> std::os::fd::OwnedFd {
+    use rustix::fs::{Mode, OFlags};
+    rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+        .unwrap()
 }
 
 #[track_caller]

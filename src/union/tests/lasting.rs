@@ -393,3 +393,45 @@ fn a_link_without_its_original_stands_for_nothing_but_is_kept() {
     assert!(kept.len() == 2 && kept[1] == format!("{}.from", kept[0]), "{kept:?}");
     assert!(f.path("work/state/linked").exists());
 }
+
+#[test]
+fn a_listed_name_is_looked_for_from_its_layer_on_and_shows_what_is_there_now() {
+    for format in FORMATS {
+        let f = Fixture::new(format);
+        for path in ["top/d/both", "top/d/top", "bottom/d/both", "bottom/d/low", "upper/d/up"] {
+            f.file(path);
+        }
+        let u = f.open();
+        let dir = u.walk("d").unwrap();
+        let mut listed = Vec::new();
+        u.list(&dir, 0, |_, entry| {
+            if let Listed::Name(placed) = entry {
+                listed.push(placed);
+            }
+            Ok(true)
+        })
+        .unwrap();
+        listed.sort_by_key(|placed| placed.name.as_bytes().to_vec());
+        let layers: Vec<u32> = listed.iter().map(|placed| placed.layer).collect();
+        assert_eq!(layers, [0, 1, 0, 0]);
+        let text = |at: usize| {
+            let entry = u.lookup_listed(&dir, &listed[at]).unwrap()?;
+            Some(String::from_utf8(u.bytes(&entry.node, 0, 4096)).unwrap())
+        };
+        let [both, low, top, up] = [0, 1, 2, 3];
+        assert_eq!(text(both).unwrap(), "top/d/both");
+        assert_eq!(text(low).unwrap(), "bottom/d/low");
+        assert_eq!(text(up).unwrap(), "upper/d/up");
+        // Whatever has become of it.
+        u.write(&u.walk("d/low").unwrap(), 0, b"B", None, false).unwrap();
+        assert_eq!(text(low).unwrap(), "Bottom/d/low");
+        u.mv("d/top", "d/low", RenameMode::Replace).unwrap();
+        assert_eq!((text(low).unwrap().as_str(), text(top)), ("top/d/top", None));
+        u.rm("d/low").unwrap();
+        assert_eq!(text(low), None);
+        u.put("d/low", NewFile::Directory).unwrap();
+        assert!(u.lookup_listed(&dir, &listed[low]).unwrap().unwrap().node.is_dir());
+        // What is listed anew may be anywhere.
+        assert_eq!(u.ls("d").len(), 3);
+    }
+}
