@@ -432,8 +432,8 @@ fn rootless() {
     assert_eq!(built_without_root(OURS.unwrap()), built_without_root("fuse-overlayfs"));
 }
 
-/// What is in an image that was built in steps, run, mounted and committed.
-fn built_without_root(mount_program: &str) -> String {
+/// Where the program is, a directory for all that such a storage needs, and in it what an image is built of.
+fn without_root(mount_program: &str, steps: &str) -> (PathBuf, tempfile::TempDir, PathBuf) {
     let mount_program = suite::find_program(mount_program).unwrap_or_else(|| mount_program.into());
     let dir = suite::temp();
     for made in ["run", "home", "context"] {
@@ -441,14 +441,20 @@ fn built_without_root(mount_program: &str) -> String {
     }
     let context = dir.path().join("context");
     fs::copy(suite::find_program("busybox").unwrap(), context.join("busybox")).unwrap();
-    fs::write(context.join("copied"), "copied").unwrap();
+    fs::write(context.join("Containerfile"), steps).unwrap();
+    (mount_program, dir, context)
+}
+
+/// What is in an image that was built in steps, run, mounted and committed.
+fn built_without_root(mount_program: &str) -> String {
     let steps = "FROM scratch\n\
         COPY busybox /bin/busybox\n\
         COPY busybox /bin/sh\n\
         RUN busybox --install -s /bin; mkdir -p /gone/x /kept/a; chown 33:44 /kept; echo x > /own; chown 5:6 /own\n\
         COPY copied /copied\n\
         RUN rm -r /gone && mv /kept /moved && chmod 4755 /copied && chown 7:8 /moved/a\n";
-    fs::write(context.join("Containerfile"), steps).unwrap();
+    let (mount_program, dir, context) = without_root(mount_program, steps);
+    fs::write(context.join("copied"), "copied").unwrap();
     let buildah = |arguments: &[&str]| {
         let mut command = Command::new("buildah");
         command.env("HOME", dir.path().join("home")).env("XDG_RUNTIME_DIR", dir.path().join("run"));
@@ -492,18 +498,11 @@ fn keep_id() {
 
 /// What such containers say, and what comes of it.
 fn with_kept_id(mount_program: &str) -> String {
-    let mount_program = suite::find_program(mount_program).unwrap_or_else(|| mount_program.into());
-    let dir = suite::temp();
-    for made in ["run", "home", "context"] {
-        fs::create_dir(dir.path().join(made)).unwrap();
-    }
-    let context = dir.path().join("context");
-    fs::copy(suite::find_program("busybox").unwrap(), context.join("busybox")).unwrap();
     let steps = "FROM scratch\n\
         COPY busybox /bin/busybox\n\
         COPY busybox /bin/sh\n\
         RUN busybox --install -s /bin; mkdir -m 1777 /tmp; echo x > /a; chown 33:44 /a; echo y > /own; chmod 600 /own\n";
-    fs::write(context.join("Containerfile"), steps).unwrap();
+    let (mount_program, dir, context) = without_root(mount_program, steps);
     let command = |arguments: &[&str]| {
         let mut command = Command::new("podman");
         command.env("HOME", dir.path().join("home")).env("XDG_RUNTIME_DIR", dir.path().join("run"));

@@ -527,6 +527,10 @@ fn by_admin() {
     options.lowers = vec![FuseLayer { dir: dir("lower"), format }];
     options.upper = Some(UpperDir { dir: dir("upper"), work: dir("work") });
     options.owners = Owners::InSecurityXattrs;
+    // Setgid of a directory counts without the xattr, too.
+    fs::create_dir(dir("upper/mail")).unwrap();
+    std::os::unix::fs::chown(dir("upper/mail"), None, Some(8)).unwrap();
+    fs::set_permissions(dir("upper/mail"), Permissions::from_mode(0o2775)).unwrap();
     let mut mount = FuseMount::new(&dir("mnt"), &options).unwrap();
     let meta = |path: &str| dir("mnt").join(path).symlink_metadata().unwrap();
     let is = |path: &str| {
@@ -545,6 +549,8 @@ fn by_admin() {
         assert_eq!(set(&dir("mnt/squashed"), key, b"0:0:4755:file").is_err(), hidden, "{key}");
     }
 
+    fs::write(dir("mnt/mail/new"), "").unwrap();
+    assert_eq!((is("mail").1, is("mail/new").1), (8, 8));
     fs::write(dir("mnt/new"), "").unwrap();
     std::os::unix::fs::chown(dir("mnt/new"), Some(5), Some(6)).unwrap();
     fs::set_permissions(dir("mnt/su"), Permissions::from_mode(0o2711)).unwrap();

@@ -24,7 +24,7 @@ use rustix::io::Errno;
 
 use super::dir::{Dir, Node, proc_path};
 use super::override_stat::{self, OverrideStat};
-use super::stat::{FileType, Stat};
+use super::stat::{self, FileType, Stat};
 use super::xattr::{self, Of};
 
 /// Where a tree of files keeps owners, modes and devices.
@@ -268,11 +268,15 @@ impl OwnersXattr {
 
     /// The group that a directory hands down to what is made in it.
     pub(super) fn group_handed_down(&self, dir: &Dir) -> io::Result<Option<u32>> {
-        // Only by the xattr can it have setgid.
         match xattr::get(Of::dir(dir), self.key)?.as_deref().map(override_stat::decode) {
-            Some(Some(told)) if told.mode & SETGID != 0 => Ok(Some(told.gid)),
+            Some(Some(told)) => Ok((told.mode & SETGID != 0).then_some(told.gid)),
             Some(None) => Err(self.malformed()),
-            _ => Ok(None),
+            // Only by the xattr can it have setgid.
+            None if self.else_roots => Ok(None),
+            None => {
+                let own = stat::fstat(dir)?;
+                Ok((own.mode & SETGID != 0).then_some(own.gid))
+            }
         }
     }
 }
