@@ -319,9 +319,8 @@ fn may_keep_owners(work: &Dir, path: &Path) -> Result<()> {
         Ok(()) => Ok(()),
         Err(e) => Err(Error::new(
             ErrorKind::Unsupported,
-            "owners are to be kept in security.* xattrs, which cannot be set in the work directory: that takes \
-             CAP_SYS_ADMIN, outside of user namespaces, and a file system that has them; owners in user.* xattrs \
-             (xattr_permissions=2) take no right",
+            "cannot keep owners in security.* xattrs, which takes CAP_SYS_ADMIN outside of user namespaces and \
+             a file system that has them (user.* xattrs, xattr_permissions=2, take no right), in work directory",
         )
         .with_path(path)
         .with_source(e)),
