@@ -35,7 +35,7 @@ pub(super) struct Listing {
 pub(crate) struct Placed {
     pub(crate) name: Name,
     /// No lower layer above this one has it.
-    pub(super) layer: u32,
+    pub(super) layer: usize,
 }
 
 impl Placed {
@@ -254,7 +254,6 @@ impl Union {
             let by_xattr = marks.may_hold_xattr_whiteouts(&dir)?;
             // Where others may add to a layer above, the name may yet be there.
             let layer = if self.options.live { 0 } else { part.layer };
-            let layer = u32::try_from(layer).unwrap_or_default();
             merged.add(marks, &dir, layer, by_xattr, index == lowest)?;
         }
         Ok(merged.names)
@@ -270,13 +269,13 @@ struct Merged {
 }
 
 impl Merged {
-    /// Adds the layer below those that were added, to be looked for from `layer` on; `by_xattr` if files may be whiteouts, `lowest` if no
-    /// other is below it.
+    /// Adds the layer below those that were added, whose names are to be looked for from `layer` on;
+    /// `by_xattr` if files may be whiteouts, `lowest` if no other is below it.
     fn add(
         &mut self,
         marks: LowerMarks,
         dir: &Dir,
-        layer: u32,
+        layer: usize,
         by_xattr: bool,
         lowest: bool,
     ) -> io::Result<()> {

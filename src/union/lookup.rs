@@ -109,7 +109,7 @@ impl Union {
         &self,
         parent: &Arc<Node>,
         name: &Name,
-        from: u32,
+        from: usize,
     ) -> io::Result<Option<(Arc<Node>, Stat)>> {
         for _ in 0..MAX_RETRIES {
             let since = self.published.load(Ordering::Acquire);
@@ -147,7 +147,7 @@ impl Union {
     }
 
     /// As [`Union::find`], of a name that no lower layer above the layer `from` has.
-    fn find_from(&self, from: u32, view: &View, name: &Name) -> io::Result<Option<Found>> {
+    fn find_from(&self, from: usize, view: &View, name: &Name) -> io::Result<Option<Found>> {
         // Of no use but for directories.
         let below = |stat: &Stat| {
             if stat.is_dir() { view.below.join(name) } else { RelPath::ROOT }
@@ -173,8 +173,9 @@ impl Union {
                 }
             }
         }
-        let above = |part: &Part| u32::try_from(part.layer).is_ok_and(|layer| layer < from);
-        let lowers = view.lowers.get(view.lowers.partition_point(above)..).unwrap_or_default();
+        // Parts are in the order of their layers.
+        let (_, lowers) =
+            view.lowers.split_at(view.lowers.partition_point(|part| part.layer < from));
         let Lowers { first, parts } = self.find_below(lowers, name)?;
         Ok(first.map(|(stat, place)| Found {
             name: name.clone(),

@@ -412,7 +412,7 @@ fn a_listed_name_is_looked_for_from_its_layer_on_and_shows_what_is_there_now() {
         })
         .unwrap();
         listed.sort_by_key(|placed| placed.name.as_bytes().to_vec());
-        let layers: Vec<u32> = listed.iter().map(|placed| placed.layer).collect();
+        let layers: Vec<usize> = listed.iter().map(|placed| placed.layer).collect();
         assert_eq!(layers, [0, 1, 0, 0]);
         let text = |at: usize| {
             let entry = u.lookup_listed(&dir, &listed[at]).unwrap()?;
