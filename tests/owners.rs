@@ -572,5 +572,9 @@ fn by_admin() {
     // A store would be of no use to anybody else.
     let mut options = StoreOptions::new();
     options.owners = Some(Owners::InSecurityXattrs);
+    fails(Store::open(dir("store"), options.clone()), ErrorKind::InvalidArgument, "security");
+    assert!(!dir("store").exists());
+    // Nor one that is there.
+    drop(Store::open(dir("store"), StoreOptions::new()).unwrap());
     fails(Store::open(dir("store"), options), ErrorKind::InvalidArgument, "security");
 }

@@ -313,17 +313,19 @@ pub fn is_of_containers_storage(layer: &Path) -> bool {
 
 /// Rather now than at the first file that is made.
 fn may_keep_owners(work: &Dir, path: &Path) -> Result<()> {
+    use std::io::ErrorKind::{PermissionDenied, Unsupported};
+
     const TRIED: &[u8] = b"security.fuseoverlayfs.tried";
     let of = Of::dir(work);
     match xattr::set(of, TRIED, b"").and_then(|()| xattr::remove(of, TRIED)) {
-        Ok(()) => Ok(()),
-        Err(e) => Err(Error::new(
+        Err(e) if matches!(e.kind(), PermissionDenied | Unsupported) => Err(Error::new(
             ErrorKind::Unsupported,
             "cannot keep owners in security.* xattrs, which takes CAP_SYS_ADMIN outside of user namespaces and \
              a file system that has them (user.* xattrs, xattr_permissions=2, take no right), in work directory",
         )
         .with_path(path)
         .with_source(e)),
+        done => done.at("set an xattr of", path),
     }
 }
 

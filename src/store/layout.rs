@@ -78,6 +78,11 @@ impl Layout {
         (wanted, wanted_owners): (Option<LayerFormat>, Option<Owners>),
     ) -> Result<(Layout, Flock)> {
         let path = std::path::absolute(path).at("make absolute the path", path)?;
+        if wanted_owners == Some(Owners::InSecurityXattrs) {
+            let message =
+                "a store keeps owners with its files or in user.* xattrs, not in security.*";
+            return Err(Error::new(ErrorKind::InvalidArgument, message).with_path(&path));
+        }
         if create {
             make_private_dir(&path)?;
         }
@@ -395,11 +400,6 @@ fn create_store(
         },
     };
     let owners = match owners {
-        Some(Owners::InSecurityXattrs) => {
-            let message =
-                "a store keeps owners with its files or in user.* xattrs, not in security.*";
-            return Err(Error::new(ErrorKind::InvalidArgument, message).with_path(path));
-        }
         Some(Owners::InXattrs) => can_keep_owners(root, path).map(|()| Owners::InXattrs)?,
         Some(owners) => owners,
         None => owners_of_new(root, path, format)?,
