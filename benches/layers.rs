@@ -23,9 +23,9 @@ use std::fs::{self, File};
 use std::path::Path;
 
 use stratafs::{
-    ApplyOptions, ArchiveForm, ExportOptions, ImageLayout, ImportOptions, LayerTarget,
-    LayoutWriter, SaveOptions, Store, apply_layer, diff_trees, ignore_progress, import_image,
-    save_image,
+    ApplyOptions, ArchiveForm, Durability, ExportOptions, ImageLayout, ImportOptions, Labels,
+    LayerFormat, LayerTarget, LayoutWriter, Owners, SaveOptions, Store, StoreOptions, apply_layer,
+    diff_trees, ignore_progress, import_image, save_image,
 };
 
 use support::peers::{self, Peer};
@@ -45,6 +45,7 @@ fn main() {
     let store = store(&dir.join("store"));
     let mut table = Table::new();
     unpacking(&mut table, dir, &store, &archives, &peers);
+    keeping_owners(&mut table, dir, files);
     packing(&mut table, dir, &store, &archives, &peers);
     changes(&mut table, dir, &store, files);
     images(&mut table, dir, &store, files, &peers);
@@ -94,6 +95,61 @@ fn unpacking(table: &mut Table, dir: &Path, store: &Store, archives: &Archives, 
     }
     clear(&target);
     remove();
+}
+
+/// Small files that are all somebody else's, into a store that keeps owners in xattrs, and as root into one that
+/// keeps them with the files.
+fn keeping_owners(table: &mut Table, dir: &Path, files: usize) {
+    let archive = dir.join("owned.tar");
+    owned(&archive, files).expect("an archive");
+    let mut contenders = vec![(OURS, Owners::InXattrs)];
+    if is_root() {
+        contenders.push(("with the files", Owners::OfFiles));
+    }
+    let mut contenders: Vec<_> = contenders
+        .into_iter()
+        .map(|(who, owners)| {
+            let mut options = StoreOptions::new();
+            options.durability = Durability::None;
+            options.format = Some(LayerFormat::OverlayUser);
+            options.owners = Some(owners);
+            let store = Store::open(dir.join(who), options).expect("the store opens");
+            let archive = archive.clone();
+            let mut n = 0;
+            (who, move || {
+                n += 1;
+                let mut input = File::open(&archive).map_err(|e| e.to_string())?;
+                let (options, stop) = (ApplyOptions::default(), &mut ignore_progress);
+                let key = format!("layer {n}");
+                let done = store.apply(&key, None, &mut input, &options, Labels::new(), stop);
+                done.map(drop).map_err(|e| e.to_string())
+            })
+        })
+        .collect();
+    let rounds = if for_figures() { 7 } else { 1 };
+    table.in_turn("apply, owners in xattrs", rounds, &mut contenders);
+}
+
+/// An archive of files of 3,000 bytes, 100 in a directory, of user and group 33.
+fn owned(archive: &Path, files: usize) -> std::io::Result<()> {
+    let mut tar = tar::Builder::new(File::create(archive)?);
+    let mut header = tar::Header::new_ustar();
+    header.set_uid(33);
+    header.set_gid(33);
+    header.set_mtime(1_000_000_000);
+    for n in 0..files {
+        if n % 100 == 0 {
+            header.set_entry_type(tar::EntryType::Directory);
+            header.set_mode(0o755);
+            header.set_size(0);
+            tar.append_data(&mut header, format!("{}/", n / 100), std::io::empty())?;
+        }
+        header.set_entry_type(tar::EntryType::Regular);
+        header.set_mode(0o644);
+        header.set_size(3000);
+        tar.append_data(&mut header, format!("{}/{n}", n / 100), &[7; 3000][..])?;
+    }
+    tar.finish()
 }
 
 /// Into a plain tree, as the archivers do.

@@ -85,6 +85,38 @@ impl Table {
         self.rows.push(Row { what: what.to_owned(), who: who.to_owned(), samples });
     }
 
+    /// One run of each after the other, so many times, for what the machine's moods would decide. Each is tried
+    /// once before; who cannot do it is skipped, with the reason.
+    pub fn in_turn<R: FnMut() -> Result<(), String>>(
+        &mut self,
+        what: &str,
+        rounds: u32,
+        contenders: &mut [(&str, R)],
+    ) {
+        let mut rows: Vec<_> = contenders
+            .iter_mut()
+            .filter_map(|(who, run)| match run() {
+                Ok(()) => {
+                    let row =
+                        Row { what: what.to_owned(), who: (*who).to_owned(), samples: Vec::new() };
+                    Some((row, run))
+                }
+                Err(why) => {
+                    println!("skipped: {what} by {who}: {why}");
+                    None
+                }
+            })
+            .collect();
+        for _ in 0..rounds {
+            for (row, run) in &mut rows {
+                let start = Instant::now();
+                run().expect("as the first time");
+                row.samples.push(start.elapsed());
+            }
+        }
+        self.rows.extend(rows.into_iter().map(|(row, _)| row));
+    }
+
     /// As [`Table::measure`], of a peer: tried once, and skipped, with the reason, if it cannot do it.
     pub fn compare(
         &mut self,
